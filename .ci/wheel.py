@@ -1,0 +1,67 @@
+"""Build sdist and wheel, look into them, install the wheel in an environment of its own, and use it.
+
+The environment shares the third-party packages of this one (a second PyTorch would be gigabytes), but not the checkout:
+what is imported is the wheel. `--empty` takes a truly empty environment instead and lets pip find everything.
+"""
+import argparse, json, subprocess, sys, sysconfig, tarfile, tempfile, venv, zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+USE = """
+import json, statistics, subprocess, sys, time, torch
+def seconds(code): return float(subprocess.run([sys.executable, '-c', 'import time; t = time.perf_counter()\\n' + code + '\\nprint(time.perf_counter() - t)'], capture_output=True, text=True, check=True).stdout)
+added = statistics.median(seconds('import torch\\nt = time.perf_counter()\\nimport cmunext_nb') for _ in range(5))
+import cmunext_nb as cn
+assert 'site-packages' in cn.__file__, cn.__file__
+model = cn.create_model('cmunext_s').eval()
+train, valid = cn.load_dataset('phantom', size=64)
+result = cn.predict(model, valid.images[0])
+assert result.mask.shape == (64, 64)
+print(json.dumps(dict(import_adds_seconds=round(added, 4), train=len(train), valid=len(valid), version=cn.__version__)))
+"""
+
+
+def run(*args, **kwargs): return subprocess.run([str(a) for a in args], check=True, text=True, **kwargs)
+
+
+def contents(dist):
+    "The wheel holds the code, the data, the licence; the sdist what is needed to build it again."
+    wheel = {n for p in dist.glob("*.whl") for n in zipfile.ZipFile(p).namelist()}
+    sdist = {n.split("/", 1)[1] for p in dist.glob("*.tar.gz") for n in tarfile.open(p).getnames() if "/" in n}
+    for name in ("cmunext_nb/model.py", "cmunext_nb/assets/busi.json", "cmunext_nb/bundled/phantom/train.txt"): assert name in wheel, f"{name} is missing in the wheel"
+    assert any(n.endswith("LICENSE") for n in wheel), "the licence is missing in the wheel"
+    for name in ("settings.ini", "setup.py", "LICENSE", "README.md"): assert name in sdist, f"{name} is missing in the sdist"
+    assert not any("busi/images" in n or n.startswith("nbs/") for n in wheel), "the wheel holds what it should not"
+    return len(wheel)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--empty", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as tmp:
+        tmp = Path(tmp)
+        # A copy, so that building leaves nothing in the checkout.
+        files = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", cwd=ROOT, capture_output=True).stdout.split("\0")
+        for name in filter(None, files):
+            if (ROOT / name).is_file():
+                (tmp / "src" / name).parent.mkdir(parents=True, exist_ok=True)
+                (tmp / "src" / name).write_bytes((ROOT / name).read_bytes())
+        run(sys.executable, "-m", "build", "-q", "--outdir", tmp / "dist", tmp / "src")
+        run(sys.executable, "-m", "twine", "check", "--strict", *sorted((tmp / "dist").iterdir()))
+        files = contents(tmp / "dist")
+        wheel = next((tmp / "dist").glob("*.whl"))
+        venv.create(tmp / "env", with_pip=True)
+        python = tmp / "env/bin/python"
+        if not args.empty:
+            here = sysconfig.get_paths()["purelib"]
+            site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])", capture_output=True).stdout.strip())
+            (site / "shared.pth").write_text(here)
+        run(python, "-m", "pip", "install", "-q", *([] if args.empty else ["--no-deps"]), wheel)
+        used = run(python, "-c", USE, cwd=tmp, capture_output=True).stdout.strip().splitlines()[-1]
+        seen = json.loads(used)
+        assert seen["import_adds_seconds"] <= 0.3, f"import cmunext_nb adds {seen['import_adds_seconds']} s to import torch (at most 0.3)"
+        print(f"wheel: {wheel.name}, {wheel.stat().st_size / 1e6:.1f} MB, {files} files; used: {used}")
+
+
+if __name__ == "__main__": main()

@@ -1,0 +1,73 @@
+# One command each, and each does all of its own set-up: a virtual environment in .venv, the install, the job.
+# Needs Python >= 3.10 and make. `make PYTHON=python3.12 demo` chooses another Python.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DATA ?= phantom
+WORKERS ?= 2
+# One thread a worker while several notebooks run at once: more would only make them wait for each other.
+NB_ENV := CMUNEXT_QUIET=1 OMP_NUM_THREADS=1 MPLBACKEND=agg
+
+.PHONY: help demo lab test check test-notebooks test-python test-wheel docs notebooks readme export bench clean
+help:           ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "cmunext_nb needs Python >= 3.10, and $(PYTHON) is " + sys.version.split()[0] + ": try make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+
+$(VENV)/.user: $(BIN)/python settings.ini setup.py
+	@echo "Installing into $(VENV) (PyTorch is large: some minutes the first time) ..."
+	$(BIN)/python -m pip install -q -e .
+	@touch $@
+
+$(VENV)/.lab: $(VENV)/.user
+	$(BIN)/python -m pip install -q -e ".[lab,explain]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.user
+	$(BIN)/python -m pip install -q -e ".[dev]"
+	@touch $@
+
+demo: $(VENV)/.user  ## train CMUNeXt-S on the bundled synthetic ultrasound, report IoU and F1, write a picture (DATA=busi: real scans)
+	$(BIN)/python -m cmunext_nb.demo --data $(DATA)
+
+lab: $(VENV)/.lab  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab nbs/index.ipynb
+
+test: check test-notebooks test-python test-wheel  ## everything that CI checks
+	@echo "All checks passed."
+
+check: $(VENV)/.dev  ## export and clean leave no diff, README equals index, notebooks are clean, the site builds
+	$(BIN)/python .ci/notebooks.py check
+	$(BIN)/python .ci/site.py
+
+test-notebooks: $(VENV)/.dev  ## every notebook runs from the top
+	$(NB_ENV) $(BIN)/nbdev_test --path nbs --n_workers $(WORKERS) --do_print
+
+test-python: $(VENV)/.dev  ## the tests that would clutter a notebook
+	CMUNEXT_QUIET=1 $(BIN)/python -m pytest
+
+test-wheel: $(VENV)/.dev  ## the built wheel, installed on its own, imports and predicts
+	$(BIN)/python .ci/wheel.py
+
+docs: $(VENV)/.dev  ## build the site: with Quarto where there is one, else with smalldocs
+	if command -v quarto >/dev/null; then quarto render nbs; else $(BIN)/smalldocs render nbs; fi
+
+notebooks: $(VENV)/.dev  ## run every notebook and keep its outputs; then export, clean, README
+	$(BIN)/python .ci/notebooks.py run
+	$(MAKE) export readme
+
+export: $(VENV)/.dev  ## write cmunext_nb/ from the notebooks and clean them
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+
+readme: $(VENV)/.dev  ## write README.md from nbs/index.ipynb
+	$(BIN)/python .ci/notebooks.py readme
+
+bench: $(VENV)/.dev  ## measure speed, as ratios in one run; writes benchmarks/*.json
+	for script in benchmarks/*.py; do $(BIN)/python $$script; done
+
+clean:          ## remove what make made, except the environment
+	rm -rf build dist _docs demo *.egg-info

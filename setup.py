@@ -1,0 +1,42 @@
+"""Everything is read from settings.ini; this file only hands it to setuptools."""
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+parser = ConfigParser(delimiters=["="])
+parser.read(HERE / "settings.ini", encoding="utf-8")
+cfg = parser["DEFAULT"]
+
+USER_EXTRAS = ("lab", "explain", "deploy", "hub")
+extras = {name: cfg[f"{name}_requirements"].split() for name in USER_EXTRAS}
+extras["all"] = sorted({r for name in USER_EXTRAS for r in extras[name]})
+extras["dev"] = sorted({*cfg["dev_requirements"].split(), *extras["lab"], *extras["explain"]})
+
+setup(
+    name=cfg["lib_name"],
+    version=cfg["version"],
+    description=cfg["description"],
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author=cfg["author"],
+    author_email=cfg["author_email"],
+    url=cfg["git_url"],
+    project_urls={"Documentation": cfg["doc_host"] + cfg["doc_baseurl"], "Changes": cfg["git_url"] + "/blob/main/CHANGELOG.md"},
+    license="MIT",
+    license_files=["LICENSE"],
+    keywords=cfg["keywords"].split(),
+    classifiers=["Development Status :: 3 - Alpha", "Intended Audience :: Science/Research", "Intended Audience :: Education",
+                 "Framework :: Jupyter", "Topic :: Scientific/Engineering :: Medical Science Apps.",
+                 *[f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)]],
+    python_requires=">=" + cfg["min_python"],
+    install_requires=cfg["requirements"].split(),
+    extras_require=extras,
+    # The synthetic set travels inside the wheel as cmunext_nb/bundled, so that a pip install has it too.
+    packages=[*find_packages(include=["cmunext_nb", "cmunext_nb.*"]), "cmunext_nb.bundled"],
+    package_dir={"cmunext_nb.bundled": "data"},
+    package_data={"cmunext_nb": ["assets/*"], "cmunext_nb.bundled": ["README.md", "phantom/**/*"]},
+    entry_points={"nbdev": ["cmunext_nb=cmunext_nb._modidx:d"]},
+    zip_safe=False,
+)
