@@ -1,4 +1,5 @@
 """Everything is read from settings.ini; this file only hands it to setuptools."""
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -14,11 +15,16 @@ extras = {name: cfg[f"{name}_requirements"].split() for name in USER_EXTRAS}
 extras["all"] = sorted({r for name in USER_EXTRAS for r in extras[name]})
 extras["dev"] = sorted({*cfg["dev_requirements"].split(), *extras["lab"], *extras["explain"]})
 
+# The README links to files of the repository; a package page needs whole addresses.
+readme = (HERE / "README.md").read_text(encoding="utf-8")
+readme = re.sub(r"(!\[[^]]*\]\()(?=nbs/)", rf"\1{cfg['git_url']}/raw/{cfg['branch']}/", readme)
+readme = re.sub(r"(\]\()(?=nbs/)", rf"\1{cfg['git_url']}/blob/{cfg['branch']}/", readme)
+
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
     description=cfg["description"],
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description=readme,
     long_description_content_type="text/markdown",
     author=cfg["author"],
     author_email=cfg["author_email"],

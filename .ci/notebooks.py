@@ -12,6 +12,7 @@ import nbformat
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|root|home|Users|mnt|tmp)/")
+RELATIVE = re.compile(r"\]\((?!https?:|#)([^)]+)")  # a link or picture beside the notebooks
 MAX_KB = 600
 
 
@@ -79,7 +80,7 @@ def readme_text():
     "nbs/index.ipynb as Markdown: prose, shown code and text outputs, without hidden cells and directives."
     nb, parts = nbformat.read(NBS / "index.ipynb", 4), []
     for c in nb.cells:
-        if c.cell_type == "markdown": parts.append(c.source)
+        if c.cell_type == "markdown": parts.append(RELATIVE.sub(r"](nbs/\1", c.source))
         if c.cell_type != "code" or re.search(r"^#\|\s*(hide|default_exp|include:\s*false)", c.source, re.M): continue
         source = "\n".join(l for l in c.source.splitlines() if not l.startswith("#|")).strip()
         if source: parts.append(f"```python\n{source}\n```")
