@@ -1,10 +1,11 @@
 """Keep the notebooks in order: python .ci/notebooks.py {run,check,readme} [notebook ...]
 
 run     execute each notebook from the top in a fresh kernel and keep its small, clean outputs
-check   fail on execution counts, widget state, machine paths, oversized files, a stale README
+check   fail on execution counts, widget state, machine paths, oversized files, pictures without a description,
+        a stale export, a stale README
 readme  write README.md from nbs/index.ipynb
 """
-import argparse, base64, io, os, re, sys, time
+import argparse, base64, io, os, re, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import nbformat
@@ -72,8 +73,24 @@ def problems(path):
            ("widgets" in nb.metadata or "widget-state" in text, "holds widget state"),
            (MACHINE_PATH.search(text), "names a path of one machine"),
            (errors, "keeps the output of an error"),
+           (any("image/png" in str(c.outputs) and "fig-alt:" not in c.source for c in code), "has a picture without `#| fig-alt:`"),
            (path.stat().st_size > MAX_KB * 1024, f"is larger than {MAX_KB} KB")]
     return [f"{path.relative_to(ROOT)}: {what}" for wrong, what in bad if wrong]
+
+
+def stale():
+    "What nbdev_export and nbdev_clean would change, tried on a copy so that a check changes nothing."
+    with tempfile.TemporaryDirectory() as tmp:
+        tmp = Path(tmp)
+        for name in ("nbs", "cmunext_nb"): shutil.copytree(ROOT / name, tmp / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+        for name in ("settings.ini", "pyproject.toml", "setup.py", "_quarto.yml", "README.md"): shutil.copy(ROOT / name, tmp)
+        for command in ("nbdev_export", "nbdev_clean"):
+            subprocess.run([Path(sys.executable).parent / command], cwd=tmp, check=True, stdout=subprocess.DEVNULL)
+        made = [p.relative_to(tmp) for folder in ("nbs", "cmunext_nb") for p in (tmp / folder).rglob("*") if p.suffix in (".ipynb", ".py")]
+        bad = [p for p in made if not (ROOT / p).exists() or (ROOT / p).read_bytes() != (tmp / p).read_bytes()]
+        kept = [p.relative_to(ROOT) for p in (ROOT / "cmunext_nb").rglob("*.py")]
+        bad += [p for p in kept if "File to edit: " not in (ROOT / p).read_text(encoding="utf-8") and p.name != "_modidx.py"]
+    return [f"{p}: differs from what nbdev_export and nbdev_clean make: run `make export`" for p in sorted(set(bad))]
 
 
 def readme_text():
@@ -101,7 +118,9 @@ def main():
     if args.command == "check":
         bad = [p for path in notebooks(args.names) for p in problems(path)]
         if not readme.exists() or readme.read_text(encoding="utf-8") != readme_text(): bad.append("README.md differs from nbs/index.ipynb: run `make readme`")
-        sys.exit("\n".join(bad) or 0)
+        bad += stale()
+        print("\n".join(bad) or "notebooks: clean, exported, and the README is theirs")
+        sys.exit(bool(bad))
 
 
 if __name__ == "__main__": main()

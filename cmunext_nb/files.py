@@ -67,7 +67,7 @@ def _pixels(source):
     if pixels.ndim == 3 and pixels.shape[2] == 4:  # see-through pixels show the black background of a scan
         pixels = np.round(pixels[..., :3] * (pixels[..., 3:] / 255)).astype(np.uint8)
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all(): pixels = pixels[..., 0]
-    return np.ascontiguousarray(pixels), name, kind
+    return np.array(pixels, order="C"), name, kind  # a copy: PIL's own pixels are read-only
 
 def _mode(image):
     "The 8-bit mode that keeps everything a PIL image shows."
@@ -91,10 +91,13 @@ def _binary(pixels, name, lossy):
     remedy = "A mask has two levels, background and lesion; save each class as a mask of its own."
     if lossy and 0 < high < 32: raise ValueError(f"Mask {name} is a JPEG with values up to {high} only. Save it as PNG.")
     if 2 < len(levels) <= 8 and not lossy: raise ValueError(f"Mask {name} has {len(levels)} levels ({levels.tolist()}). {remedy}")
+    if lossy and low < high:  # JPEG rings around an edge: the two levels are the commonest values, not the extreme ones
+        half = (low + high) // 2
+        low, high = int(counts[:half + 1].argmax()), half + 1 + int(counts[half + 1:].argmax())
     if len(levels) > 2:  # soft edges are spread over the range; a third class stands out in it
-        margin = max(1, (high - low) // 7)
-        middle = counts[low + margin:high - margin + 1]
-        peak = np.convolve(middle, np.ones(9)).max() if middle.size else 0
+        distance = np.minimum(*(abs(np.arange(256) - level) for level in (low, high)))
+        middle = np.where(distance >= max(1, (high - low) // 7), counts, 0)
+        peak = np.convolve(middle, np.ones(9)).max()
         if middle.sum() > 0.25 * pixels.size or (peak > max(16, 0.005 * pixels.size) and peak > 0.4 * middle.sum()):
             raise ValueError(f"Mask {name} is not binary: {middle.sum() / pixels.size:.0%} of its pixels lie between two levels. {remedy}")
     return (pixels > (0 if low == high else (low + high) / 2)).astype(np.uint8)

@@ -202,7 +202,7 @@ def atomic_write(
         except OSError: pass  # the first error is the one to tell about
         problem = _disk_problem(error, {str(p) for p in (temp, target, *target.parents)})
         if problem is None: raise
-        kept = "The old file is untouched." if target.is_file() else "Nothing was written."
+        kept = "The old file is untouched." if os.path.isfile(target) else "Nothing was written."
         raise OSError(problem.errno, f"Could not write {path}: {problem.strerror or problem}. {_remedy(problem)} {kept}") from error
 
 # %% ../nbs/07_weights.ipynb #8b669c75

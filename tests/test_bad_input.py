@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -445,11 +446,11 @@ def full_disk(folder):
 
 
 @contextlib.contextmanager
-def no_permission(folder):
+def no_permission(folder, rights=0o555):
     "The folder belongs to somebody else. Root may write anywhere, so root becomes `nobody` for a moment."
     if not hasattr(os, "geteuid"): pytest.skip("no users of this kind")
     user, mode = os.geteuid(), folder.stat().st_mode
-    folder.chmod(0o555)
+    folder.chmod(rights)
     if user == 0: os.seteuid(65534)
     try: yield
     finally:
@@ -469,6 +470,14 @@ def refused_when_opened(folder):
     finally: patch.undo()
 
 
+@pytest.fixture
+def open_folder():
+    "A folder that every user can reach, unlike pytest's own: what refuses is then the folder that the test closes."
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder).resolve()
+
+
 SAVERS = dict(
     weights=("saved/net.safetensors", lambda w, path: save_weights(w.model, path)),
     mask=("saved/mask.png", lambda w, path: w.result.save(path)),
@@ -479,22 +488,35 @@ SAVERS = dict(
 
 @pytest.mark.parametrize("trouble", [full_disk, no_permission, refused_when_opened], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("kind", SAVERS)
-def test_saving_that_fails_keeps_the_old_file(kind, trouble, world):
+def test_saving_that_fails_keeps_the_old_file(kind, trouble, world, open_folder):
     name, save = SAVERS[kind]
     world.result, world.history = world.predict(world.images[0, 0]), cn.History([dict(epoch=1, loss=0.5, iou=0.5)])
     save(world, world.path("before") / name)  # nothing is left to import or to make when the trouble starts
-    path = world.path(name)
+    path = open_folder / name
     path.parent.mkdir(parents=True)
     path.write_bytes(b"the old file")
     with pytest.raises(OSError) as caught:
         with trouble(path.parent): save(world, path)
     message = str(caught.value)
     assert re.search("Could not write " + re.escape(str(path.parent)), message), message
-    expected = dict(full_disk=(errno.EFBIG, "Free some space"), no_permission=(errno.EACCES, "may write to"), refused_when_opened=(errno.EROFS, "another folder"))[trouble.__name__]
+    expected = dict(full_disk=(errno.EFBIG, "Free some space"), no_permission=(errno.EACCES, "may write to"), refused_when_opened=(errno.EROFS, "may write to"))[trouble.__name__]
     assert caught.value.errno == expected[0] and expected[1] in message, message
-    assert path.read_bytes() == b"the old file" and not [p for p in world.root.rglob("*") if p.name.endswith(".tmp")]
+    assert path.read_bytes() == b"the old file" and not [p for p in open_folder.rglob("*") if p.name.endswith(".tmp")]
     save(world, path)
     assert path.read_bytes() != b"the old file"
+
+
+@pytest.mark.parametrize("kind", ["weights", "mask", "history"])
+def test_a_closed_folder_further_up(kind, world, open_folder):
+    name, save = SAVERS[kind]
+    world.result, world.history = world.predict(world.images[0, 0]), cn.History([dict(epoch=1, loss=0.5, iou=0.5)])
+    save(world, world.path("before") / name)
+    path = open_folder / "closed" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"the old file")
+    with pytest.raises(OSError, match="Could not write .*" + re.escape(path.name) + ".*may write to"):
+        with no_permission(open_folder / "closed", 0o000): save(world, path)
+    assert path.read_bytes() == b"the old file" and list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("kind", ["weights", "mask", "history"])

@@ -291,3 +291,22 @@ def test_damaged_archive(tmp_path):
 def test_cache_dir(monkeypatch, tmp_path):
     monkeypatch.setenv("CMUNEXT_CACHE", str(tmp_path)); assert cache_dir() == tmp_path
     monkeypatch.delenv("CMUNEXT_CACHE"); assert "cmunext_nb" in str(cache_dir())
+
+
+@pytest.mark.parametrize("bright", [255, 200, 128])
+@pytest.mark.parametrize("quality", [30, 75, 95])
+def test_jpeg_masks_of_any_brightness(tmp_path, bright, quality):
+    "JPEG rings around an edge, beyond both levels; the mask is still the two levels."
+    y, x = np.mgrid[:200, :260]
+    lesion = ((x - 120)**2 / 60**2 + (y - 90)**2 / 40**2 < 1).astype(np.uint8)
+    Image.fromarray(lesion * np.uint8(bright)).save(tmp_path / "mask.jpg", quality=quality)
+    assert (read_mask(tmp_path / "mask.jpg") != lesion).mean() < 1e-3
+
+
+@pytest.mark.parametrize("levels", [(0, 128, 255), (0, 200, 255), (0, 60, 255)])
+def test_jpeg_masks_of_three_levels_are_refused(tmp_path, levels):
+    "Also where the third level covers more than the second."
+    mask = np.full((200, 260), levels[0], np.uint8)
+    mask[40:120, 50:200], mask[150:170] = levels[1], levels[2]
+    Image.fromarray(mask).save(tmp_path / "mask.jpg", quality=75)
+    with pytest.raises(ValueError, match="mask.jpg.*not binary"): read_mask(tmp_path / "mask.jpg")
