@@ -147,9 +147,8 @@ def rim(
     mask, # (H, W) bool
 ): # (H, W) bool
     "The pixels of a mask that touch the outside by an edge; the world beyond the picture is outside."
-    inside = np.asarray(mask, dtype=bool)
-    p = np.pad(inside, 1)
-    return inside & ~(p[:-2, 1:-1] & p[2:, 1:-1] & p[1:-1, :-2] & p[1:-1, 2:])
+    p = np.pad(np.asarray(mask, dtype=bool), 1)
+    return p[1:-1, 1:-1] & ~(p[:-2, 1:-1] & p[2:, 1:-1] & p[1:-1, :-2] & p[1:-1, 2:])
 
 # %% ../nbs/14_metrics.ipynb #e33b9877
 def rim_distances(

@@ -135,8 +135,7 @@ def unknown_name(
 # %% ../nbs/06_model.ipynb #ecdbb386
 def _load_pretrained(model, source):
     "Weights into `model`: from a file that `save_weights` wrote, or by a name (none are shipped yet)."
-    # Imported here: weights are a later notebook, and a network without them needs none of it.
-    from cmunext_nb.weights import load_weights
+    from cmunext_nb.weights import load_weights  # here, since weights are a later notebook, and a network without them needs none of it
     if isinstance(source, (str, Path)) and (Path(source).suffix or Path(source).exists()): return load_weights(source, model)
     raise ValueError(f"pretrained={source!r} names no weights: none are shipped with this version. "
                      "Give the path of a file written by save_weights, or leave pretrained=False and train.")

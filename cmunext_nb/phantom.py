@@ -24,8 +24,7 @@ def scatter(
     level, # (size, size) strength of the echo, dB
 ): # complex64 array (size, size)
     "What the scatterers of each pixel add up to: a complex Gaussian number, scaled by the strength of the tissue."
-    z = rng.standard_normal((*level.shape, 2), dtype=np.float32).view(np.complex64)[..., 0]
-    return z * np.exp(level * np.float32(np.log(10) / 20))
+    return rng.standard_normal((*level.shape, 2), dtype=np.float32).view(np.complex64)[..., 0] * np.exp(level * np.float32(np.log(10) / 20))
 
 # %% ../nbs/10_phantom.ipynb #93dc9715
 def blur_depth(
@@ -201,8 +200,7 @@ def line(
     width, # where it has fallen to a half
 ): # array of the same shape
     "1 at x = 0, falling off to both sides."
-    q = x / width
-    return 1 / (1 + q * q)
+    return 1 / (1 + (x / width) ** 2)
 
 # %% ../nbs/10_phantom.ipynb #831aaf31
 def tissue(

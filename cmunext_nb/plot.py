@@ -149,11 +149,10 @@ def overlay(
 # %% ../nbs/09_plot.ipynb #f49bc77d
 def overlay_legend(): # list of matplotlib handles
     "What a legend needs to explain `overlay`."
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-    areas = [Patch(facecolor=COLORS[r], label=t) for r, t in (("tp", "found (TP)"), ("fp", "too much (FP)"), ("fn", "missed (FN)"))]
+    from matplotlib import lines, patches
+    areas = [patches.Patch(facecolor=COLORS[r], label=t) for r, t in (("tp", "found (TP)"), ("fp", "too much (FP)"), ("fn", "missed (FN)"))]
     rims = (("truth", "-"), ("prediction", (0, (1.6, 0.8))))
-    return areas + [Line2D([], [], color=COLORS[r], ls=ls, lw=2.4, label=r) for r, ls in rims]
+    return areas + [lines.Line2D([], [], color=COLORS[r], ls=ls, lw=2.4, label=r) for r, ls in rims]
 
 # %% ../nbs/09_plot.ipynb #3099ace7
 def show_predictions(
