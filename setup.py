@@ -3,7 +3,7 @@ import re
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 
 HERE = Path(__file__).parent
 parser = ConfigParser(delimiters=["="])
@@ -40,9 +40,11 @@ setup(
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
     # The synthetic set travels inside the wheel as cmunext_nb/bundled, so that a pip install has it too.
-    packages=[*find_packages(include=["cmunext_nb", "cmunext_nb.*"]), "cmunext_nb.bundled"],
+    # Real sets that somebody put into data/ are not among the packages.
+    packages=["cmunext_nb", "cmunext_nb.assets", "cmunext_nb.bundled",
+              *(f"cmunext_nb.bundled.{name}" for name in find_namespace_packages("data", include=["phantom", "phantom.*"]))],
     package_dir={"cmunext_nb.bundled": "data"},
-    package_data={"cmunext_nb": ["assets/*"], "cmunext_nb.bundled": ["README.md", "phantom/**/*"]},
+    package_data={"": ["*.json", "*.md", "*.png", "*.txt", "*.safetensors"]},
     entry_points={"nbdev": ["cmunext_nb=cmunext_nb._modidx:d"]},
     zip_safe=False,
 )
