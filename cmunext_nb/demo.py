@@ -55,7 +55,7 @@ def figures(model, history, valid, data, device=None) -> dict:
 # %% ../nbs/18_demo.ipynb #eab10c25
 def draw(model, valid, path, rows=6):
     "Write the picture of `rows` held-out images, from the best scored to the worst, and return its path."
-    from cmunext_nb.plot import show_predictions
+    from cmunext_nb.plot import house_style, show_predictions
     from cmunext_nb.predict import predict
     from cmunext_nb.weights import atomic_write
     truth, masks = valid.masks[:, 0].bool().numpy(), [r.mask for r in predict(model, valid, size=None)]
@@ -63,6 +63,7 @@ def draw(model, valid, path, rows=6):
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     chosen = [order[round(i * (len(order) - 1) / max(rows - 1, 1))] for i in range(min(rows, len(order)))]
     pick = lambda values: [values[i] for i in chosen]
+    house_style()
     figure = show_predictions(pick(valid.images), pick(truth), pick(masks), titles=pick(valid.names), scores=pick(scores))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as f: figure.savefig(f, format="png", dpi=100, bbox_inches="tight")
