@@ -41,7 +41,7 @@ test: check test-notebooks test-python test-wheel  ## everything that CI checks
 
 check: $(VENV)/.dev  ## export and clean leave no diff, README equals index, notebooks are clean, the site builds
 	$(BIN)/python .ci/notebooks.py check
-	$(BIN)/python .ci/site.py
+	$(BIN)/python .ci/site.py --tool smalldocs
 
 test-notebooks: $(VENV)/.dev  ## every notebook runs from the top
 	$(NB_ENV) $(BIN)/nbdev_test --path nbs --n_workers $(WORKERS) --do_print
@@ -53,7 +53,7 @@ test-wheel: $(VENV)/.dev  ## the built wheel, installed on its own, imports and 
 	$(BIN)/python .ci/wheel.py
 
 docs: $(VENV)/.dev  ## build the site: with Quarto where there is one, else with smalldocs
-	if command -v quarto >/dev/null; then quarto render nbs; else $(BIN)/smalldocs render nbs; fi
+	$(BIN)/python .ci/site.py --out _docs
 
 notebooks: $(VENV)/.dev  ## run every notebook and keep its outputs; then export, clean, README
 	$(BIN)/python .ci/notebooks.py run

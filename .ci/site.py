@@ -1,24 +1,56 @@
-"""Build the site with smalldocs from the one _quarto.yml and fail on broken links. The published build uses Quarto."""
-import shutil, subprocess, sys, tempfile
+"""Build the site from the notebooks and the one _quarto.yml: python .ci/site.py [--out _docs] [--tool smalldocs|quarto]
+
+Both tools get the same copy of nbs/, in which `#| hide` cells and export marks are left out. Without --out the site is built
+into a temporary folder and checked: every page is there and no link is broken. The published build uses Quarto.
+"""
+import argparse, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
+import nbformat
+
 ROOT = Path(__file__).resolve().parent.parent
+HIDDEN = re.compile(r"^#\|\s*(hide|default_exp)\b", re.M)
+MARK = re.compile(r"^#\|\s*(export|exports)\b.*\n?", re.M)
+
+
+def for_readers(path):
+    "Leave out of a notebook what is for the machine."
+    nb = nbformat.read(path, 4)
+    nb.cells = [c for c in nb.cells if not (c.cell_type == "code" and HIDDEN.search(c.source))]
+    for c in nb.cells: c.source = MARK.sub("", c.source) if c.cell_type == "code" else c.source
+    nbformat.write(nb, path)
+
+
+def copied(folder):
+    "A copy of nbs/ in `folder`, so that building leaves nothing in the checkout."
+    assert (ROOT / "nbs/_quarto.yml").resolve() == ROOT / "_quarto.yml", "nbs/_quarto.yml must be a link to the top-level _quarto.yml"
+    shutil.copytree(ROOT / "nbs", folder / "nbs", symlinks=False, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "_docs", ".quarto"))
+    for path in (folder / "nbs").rglob("*.ipynb"): for_readers(path)
+    return folder / "nbs"
+
+
+def run(*command, cwd):
+    done = subprocess.run(command, cwd=cwd, text=True, capture_output=True)
+    print(f"{' '.join(command)}:", (done.stdout + done.stderr).strip()[-3000:])
+    if done.returncode: sys.exit(f"{' '.join(command)} failed")
 
 
 def main():
-    assert (ROOT / "nbs/_quarto.yml").resolve() == ROOT / "_quarto.yml", "nbs/_quarto.yml must be a link to the top-level _quarto.yml"
-    smalldocs = [sys.executable, "-m", "smalldocs.cli"] if not shutil.which("smalldocs") else [shutil.which("smalldocs")]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", help="folder to put the site into; without it the site is only checked")
+    parser.add_argument("--tool", choices=["smalldocs", "quarto"], default="quarto" if shutil.which("quarto") else "smalldocs")
+    args = parser.parse_args()
+    tool = str(Path(sys.executable).parent / "smalldocs") if args.tool == "smalldocs" else "quarto"
     with tempfile.TemporaryDirectory() as tmp:
-        # A copy: building leaves nothing in the checkout.
-        shutil.copytree(ROOT / "nbs", Path(tmp) / "nbs", symlinks=False, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "_docs"))
-        for command in ("render", "check"):
-            done = subprocess.run([*smalldocs, command, "nbs"], cwd=tmp, text=True, capture_output=True)
-            print(f"smalldocs {command}:", (done.stdout + done.stderr).strip()[-3000:])
-            if done.returncode: sys.exit(f"smalldocs {command} failed")
-        pages = list((Path(tmp) / "_docs").rglob("*.html"))
-        expected = len(list((ROOT / "nbs").glob("*.ipynb")))
-        assert len(pages) >= expected, f"{len(pages)} pages for {expected} notebooks"
-        print(f"site: {len(pages)} pages")
+        nbs = copied(Path(tmp))
+        run(tool, "render", ".", cwd=nbs)
+        if args.tool == "smalldocs": run(tool, "check", ".", cwd=nbs)
+        pages, expected = list((Path(tmp) / "_docs").rglob("*.html")), list(nbs.rglob("*.ipynb"))
+        assert len(pages) >= len(expected), f"{len(pages)} pages for {len(expected)} notebooks"
+        if args.out:
+            shutil.rmtree(args.out, ignore_errors=True)
+            shutil.copytree(Path(tmp) / "_docs", args.out)
+        print(f"site: {len(pages)} pages" + (f" in {args.out}" if args.out else ""))
 
 
 if __name__ == "__main__": main()

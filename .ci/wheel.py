@@ -3,7 +3,7 @@
 The environment shares the third-party packages of this one (a second PyTorch would be gigabytes), but not the checkout:
 what is imported is the wheel. `--empty` takes a truly empty environment instead and lets pip find everything.
 """
-import argparse, json, subprocess, sys, sysconfig, tarfile, tempfile, venv, zipfile
+import argparse, json, os, subprocess, sys, sysconfig, tarfile, tempfile, venv, zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,7 +58,8 @@ def main():
             site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])", capture_output=True).stdout.strip())
             (site / "shared.pth").write_text(here)
         run(python, "-m", "pip", "install", "-q", *([] if args.empty else ["--no-deps"]), wheel)
-        used = run(python, "-c", USE, cwd=tmp, capture_output=True).stdout.strip().splitlines()[-1]
+        clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}  # which would bring the checkout back in
+        used = run(python, "-c", USE, cwd=tmp, env=clean, stdout=subprocess.PIPE).stdout.strip().splitlines()[-1]
         seen = json.loads(used)
         assert seen["import_adds_seconds"] <= 0.3, f"import cmunext_nb adds {seen['import_adds_seconds']} s to import torch (at most 0.3)"
         print(f"wheel: {wheel.name}, {wheel.stat().st_size / 1e6:.1f} MB, {files} files; used: {used}")
