@@ -57,8 +57,7 @@ def dummy_u(
     return UShape(stem or nn.Identity(), encoder, decoder, head or nn.Identity())
 
 # %% ../nbs/00_conv.ipynb #e4a59e5b
-def same_padding(
-    kernel_size: int, # side of the kernel in pixels, odd
+def same_padding(kernel_size: int, # side of the kernel in pixels, odd
 ) -> int: # pixels of padding on every side
     "Padding with which a stride-1 convolution keeps the resolution. An even kernel has no middle pixel: `ValueError`."
     if kernel_size != int(kernel_size) or kernel_size < 1 or kernel_size % 2 == 0:

@@ -234,8 +234,7 @@ def list_folder(
     return samples, _split_files(root)
 
 # %% ../nbs/11_data.ipynb #49e55796
-def list_phantom(
-    root, # holds images/ and masks/
+def list_phantom(root, # holds images/ and masks/
 ) -> tuple: # (list of 64 `Sample`, dict of one split: 48 and 16)
     "The small synthetic set that travels with the package."
     samples, splits = list_folder(root)

@@ -223,7 +223,6 @@ def unzip(
 def cache_dir() -> Path: # the folder; made when something is written to it
     "Where downloads and decoded images are kept: `CMUNEXT_CACHE`, or the platform's folder for caches."
     if os.environ.get("CMUNEXT_CACHE"): return Path(os.environ["CMUNEXT_CACHE"]).expanduser()
-    try:
-        import pooch
-        return Path(pooch.os_cache("cmunext_nb"))
+    try: from pooch import os_cache
     except ImportError: return Path.home() / ".cache" / "cmunext_nb"
+    return Path(os_cache("cmunext_nb"))

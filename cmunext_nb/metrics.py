@@ -42,8 +42,7 @@ def binarize(
     return logits.float() > math.log(threshold / (1 - threshold)), masks.bool()
 
 # %% ../nbs/14_metrics.ipynb #d9cfd2f3
-def segmentation_counts(
-    logits: torch.Tensor, # (N, num_classes, H, W) float
+def segmentation_counts(logits: torch.Tensor, # (N, num_classes, H, W) float
     masks: torch.Tensor, # the same shape, {0, 1}
     threshold: float = 0.5, # on the probability
 ): # tp, fp, fn, tn: each (N, num_classes) int64

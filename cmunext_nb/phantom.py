@@ -139,8 +139,7 @@ def receive(
     return np.abs(echo) * 10 ** ((probe.gain + probe.loss * depth - probe.fade * depth ** 2) / 20)
 
 # %% ../nbs/10_phantom.ipynb #a9b33a39
-def scan(
-    scene, # Scene
+def scan(scene, # Scene
     rng, # numpy Generator
     probe=Probe(), # Probe
 ): # uint8 array (size, size)
@@ -383,8 +382,7 @@ def add_lobule(scene, rng, depth, across):
     "A flat lobule of fat in a thin capsule; returns the scene."
     y, x, wide, high = rng.uniform(0.15, 0.6), rng.uniform(0.05, 0.95), rng.uniform(0.07, 0.15), rng.uniform(0.02, 0.04)
     d = (np.sqrt(((depth - y) / high) ** 2 + ((across - x) / wide) ** 2) - 1) * high
-    capsule = 7 * line(d, 0.004) * ramp(np.abs(depth - y) - 0.5 * high, high)
-    scene.level += 0.85 * ramp(-d, 0.01) * (-11 - scene.level) + capsule
+    scene.level += 0.85 * ramp(-d, 0.01) * (-11 - scene.level) + 7 * line(d, 0.004) * ramp(np.abs(depth - y) - 0.5 * high, high)
     return scene
 
 # %% ../nbs/10_phantom.ipynb #6fd4277d

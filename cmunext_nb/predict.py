@@ -23,8 +23,7 @@ from .metrics import mask_counts, reduce_counts
 from .weights import atomic_write, preprocess as _preprocess, to_channels
 
 # %% ../nbs/16_predict.ipynb #37c1c66f
-def resize(
-    images: torch.Tensor, # float (N, C, H, W)
+def resize(images: torch.Tensor, # float (N, C, H, W)
     size: tuple, # (height, width) in pixels
 ) -> torch.Tensor: # float (N, C, height, width)
     "Bilinear with antialiasing, as training images are resized: shrinking averages the pixels under each new one, enlarging interpolates."

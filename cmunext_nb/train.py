@@ -101,8 +101,7 @@ def _cosine(a, b, t):
     return b + (a - b) * (1 + math.cos(math.pi * min(max(t, 0.0), 1.0))) / 2
 
 # %% ../nbs/15_train.ipynb #2f7a4f7d
-def pick_device(
-    device=None, # torch.device or its name; None chooses
+def pick_device(device=None, # torch.device or its name; None chooses
 ) -> torch.device:
     "The device to work on: the one asked for, else CUDA, else Apple's MPS, else the CPU. Under torchrun each process takes its own GPU."
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -335,9 +334,8 @@ def _seed(*parts):
 # %% ../nbs/15_train.ipynb #7c416a72
 def _batches(run):
     "The epoch's shuffled indices, cut into batches. A remainder too small for batch norm joins the batch before it."
-    n, size = len(run.train.images), run.recipe.batch_size
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(_seed(run.seed, "order", run.epoch)))
-    batches = list(order.split(size))
+    order = torch.randperm(len(run.train.images), generator=torch.Generator().manual_seed(_seed(run.seed, "order", run.epoch)))
+    batches = list(order.split(run.recipe.batch_size))
     if len(batches) > 1 and len(batches[-1]) < 2 * run.world: batches[-2:] = [torch.cat(batches[-2:])]
     return [b[:len(b) - len(b) % run.world] for b in batches]  # every process gets as many images as the others
 
@@ -581,9 +579,7 @@ def _share_statistics(run):
     "Average the running statistics of batch norm over the processes: each has seen other images."
     for model in (run.model, run.average.model if run.average else None):
         for b in model.buffers() if run.world > 1 and model is not None else ():
-            if b.is_floating_point():
-                dist.all_reduce(b)
-                b /= run.world
+            if b.is_floating_point(): b.copy_(_summed(b, run.device) / run.world)
 
 # %% ../nbs/15_train.ipynb #aea7e26c
 def _all_agree(run, go_on):

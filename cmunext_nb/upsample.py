@@ -39,5 +39,4 @@ class UpBlock(nn.Module):
         size=None, # (height, width) to cut to, at most (2H, 2W); None keeps all
     ):
         x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-        if size is not None: x = _cut(x, size)  # cutting right and below moves no pixel
-        return self.conv(x)
+        return self.conv(x if size is None else _cut(x, size))  # cutting right and below moves no pixel

@@ -136,9 +136,8 @@ PREPROCESSING = dict(unit=lambda x: x, imagenet=_imagenet, upstream=_upstream)
 # %% ../nbs/07_weights.ipynb #54840c49
 def _check_range(images):
     "Float images must be finite and in 0..1, with some room for a resize that overshoots."
-    if images.numel() == 0: return
-    low, high = float(images.min()), float(images.max())  # NaN passes through both, and then no comparison holds
-    if -0.5 <= low and high <= 1.5: return
+    low, high = (float(images.min()), float(images.max())) if images.numel() else (0.0, 0.0)
+    if -0.5 <= low and high <= 1.5: return  # never for NaN: it passes through both, and then no comparison holds
     raise ValueError(f"preprocess takes float images in 0..1; these reach from {low:g} to {high:g}. "
                      "Give uint8 images for 0..255, or divide by the largest possible value; replace NaN.")
 
