@@ -223,7 +223,7 @@ Prediction.figure, Prediction._repr_png_ = show_mask, _repr_png_
 # %% ../nbs/16_predict.ipynb #8e05948c
 def _items(image, name="the image"):
     "All single images in `image`, in order, with a name for each."
-    if hasattr(image, "images") and hasattr(image, "names"): yield from zip(image.images, image.names)
+    if hasattr(image, "images") and hasattr(image, "masks"): yield from zip(image.images, image.names)
     elif isinstance(image, tuple): raise TypeError(f"{name} is a tuple. Give several images as a list; of a pair (image, mask) give the image.")
     elif isinstance(image, list) or getattr(image, "ndim", 0) == 4:
         for i, one in enumerate(image, 1): yield from _items(one, f"image {i} of {len(image)}")
@@ -231,7 +231,7 @@ def _items(image, name="the image"):
     elif any(hasattr(image, a) for a in ("shape", "getbands", "read")): yield image, getattr(image, "filename", "") or name
     else: raise TypeError(f"{name} is of type {type(image).__name__}. Give a path, an array, a PIL image or a tensor, or a list of those.")
 
-def _is_single(image): return not (isinstance(image, list) or hasattr(image, "names") or getattr(image, "ndim", 0) == 4)
+def _is_single(image): return not (isinstance(image, list) or hasattr(image, "masks") or getattr(image, "ndim", 0) == 4)
 
 # %% ../nbs/16_predict.ipynb #5f23dec1
 def _read(image, name, in_channels):
