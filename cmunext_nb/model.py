@@ -132,20 +132,29 @@ def unknown_name(
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     return ValueError(f"Unknown {kind} {name!r}.{hint} There {'are' if names else 'is none yet'}{': ' if names else ''}{', '.join(names)}.")
 
-# %% ../nbs/06_model.ipynb #ecdbb386
-def _load_pretrained(model, source):
-    "Weights into `model`: from a file that `save_weights` wrote, or by a name (none are shipped yet)."
+# %% ../nbs/06_model.ipynb #e523ef14
+def _shipped(name):
+    "The weights that come with this package for a network: label -> file."
+    from importlib.resources import files
+    folder = Path(str(files("cmunext_nb"))) / "assets"
+    return {p.stem[len(name) + 1:]: p for p in sorted(folder.glob(f"{name}_*.safetensors")) if "_" not in p.stem[len(name) + 1:]}
+
+def _load_pretrained(model, name, source):
+    "Weights into `model`: from a file that `save_weights` wrote, or shipped ones by their label."
     from cmunext_nb.weights import load_weights  # here, since weights are a later notebook, and a network without them needs none of it
+    shipped = _shipped(name)
+    if isinstance(source, str) and source in shipped: return load_weights(shipped[source], model)
     if isinstance(source, (str, Path)) and (Path(source).suffix or Path(source).exists()): return load_weights(source, model)
-    raise ValueError(f"pretrained={source!r} names no weights: none are shipped with this version. "
-                     "Give the path of a file written by save_weights, or leave pretrained=False and train.")
+    there = f"shipped for {name}: {', '.join(map(repr, shipped))}" if shipped else f"none are shipped for {name}"
+    raise ValueError(f"pretrained={source!r} names no weights; {there}. "
+                     "Or give the path of a file written by save_weights, or leave pretrained=False and train.")
 
 # %% ../nbs/06_model.ipynb #c898a311
 def create_model(
     name: str, # a name of `list_models()`
     in_channels: int = 3, # channels of the images
     num_classes: int = 1, # channels of the logits
-    pretrained=False, # path of a file written by `save_weights`, or a name of shipped weights (none yet)
+    pretrained=False, # "phantom" for shipped weights (`cmunext_s`), or the path of a file written by `save_weights`
     **overrides, # arguments of `CMUNeXt` that replace the variant's: dims, depths, kernel_sizes, block, fusion, stage, act, norm
 ) -> CMUNeXt:
     "A network by its name, with random weights or `pretrained` ones; an unknown name or override raises a `ValueError` with the nearest ones."
@@ -155,7 +164,7 @@ def create_model(
         if k not in free: raise unknown_name("override", k, free)
     model = CMUNeXt(in_channels, num_classes, **{**VARIANTS[name], **overrides})
     model.config = {**model.config, "name": name, "overrides": overrides}
-    return _load_pretrained(model, pretrained) if pretrained else model
+    return _load_pretrained(model, name, pretrained) if pretrained else model
 
 # %% ../nbs/06_model.ipynb #24b0e30d
 def check_contract(

@@ -58,7 +58,7 @@ def test_train_and_eval_differ_and_gradients_reach_the_image():
     (dict(dims=(8, 16, 32, 64, "x")), "dims"), (dict(dims=8), "equally long"), (dict(depths=(1, 1, 1, 1, -1)), "depths"),
     (dict(depths=(1, 1, 1, 1, 1.0)), "depths"), (dict(depths=(1, 1, 1, 1, True)), "depths"), (dict(kernel_sizes=(3, 3, 4, 3, 3)), "odd"),
     (dict(kernel_sizes=(3, 3, -3, 3, 3)), "kernel_sizes"), (dict(in_channels=0), "in_channels"), (dict(num_classes=-1), "num_classes"),
-    (dict(num_classes=(1, 2)), "num_classes"), (dict(dim=(8,)), "Did you mean 'dims'"), (dict(pretrained="no_such_weights"), "none are shipped")])
+    (dict(num_classes=(1, 2)), "num_classes"), (dict(dim=(8,)), "Did you mean 'dims'"), (dict(pretrained="no_such_weights"), "shipped for cmunext_s")])
 def test_wrong_arguments_are_named(arguments, words):
     with pytest.raises(ValueError) as error: create_model("cmunext_s", **arguments)
     assert words in str(error.value)
