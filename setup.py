@@ -41,7 +41,7 @@ setup(
     extras_require=extras,
     # The synthetic set travels inside the wheel as cmunext_nb/bundled, so that a pip install has it too.
     # Real sets that somebody put into data/ are not among the packages.
-    packages=["cmunext_nb", "cmunext_nb.assets", "cmunext_nb.bundled",
+    packages=[*find_namespace_packages(include=["cmunext_nb", "cmunext_nb.*"], exclude=["*__pycache__*"]), "cmunext_nb.bundled",
               *(f"cmunext_nb.bundled.{name}" for name in find_namespace_packages("data", include=["phantom", "phantom.*"]))],
     package_dir={"cmunext_nb.bundled": "data"},
     package_data={"": ["*.json", "*.md", "*.png", "*.txt", "*.safetensors"]},

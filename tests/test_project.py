@@ -9,24 +9,38 @@ import pytest
 import cmunext_nb as cn
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = sorted(p for p in (ROOT / "cmunext_nb").glob("*.py") if p.name != "_modidx.py")
+PACKAGE = ROOT / "cmunext_nb"
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "_modidx.py" and "File to edit: " in p.read_text(encoding="utf-8"))
 
 
 def notebook_of(path):
     "The notebook that a module is exported from, by the line that nbdev writes."
-    return re.search(r"File to edit: \.\./nbs/(\S+?)\.ipynb", path.read_text(encoding="utf-8")).group(1)
+    return re.search(r"File to edit: (?:\.\./)+nbs/(\S+?)\.ipynb", path.read_text(encoding="utf-8")).group(1)
 
 
-NUMBER = {p.stem: notebook_of(p) for p in MODULES}
+def module_of(path):
+    "`labs.block` for cmunext_nb/labs/block.py, `labs` for cmunext_nb/labs/__init__.py."
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def imported(path, node):
+    "The module of ours that a `from` line imports from, or None."
+    if not (isinstance(node, ast.ImportFrom) and node.level): return None
+    folder = path.parent
+    for _ in range(node.level - 1): folder = folder.parent
+    return module_of(folder / (node.module or "__init__").replace(".", "/"))
+
+
+NUMBER = {module_of(p): notebook_of(p) for p in MODULES}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_of)
 def test_imports_come_from_lower_numbers(path):
     "Only imports at the top of a module count: `create_model(pretrained=...)` may ask for weights when it is called."
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if not (isinstance(node, ast.ImportFrom) and node.level == 1 and node.module): continue
-        if node.module == "plot": continue  # the drawing kit imports nothing of ours
-        assert NUMBER[node.module] < NUMBER[path.stem], f"{NUMBER[path.stem]} imports from {NUMBER[node.module]}"
+        name = imported(path, node)
+        if name in (None, "plot"): continue  # the drawing kit imports nothing of ours
+        assert NUMBER[name] < NUMBER[module_of(path)], f"{NUMBER[module_of(path)]} imports from {NUMBER[name]}"
 
 
 def test_the_drawing_kit_imports_nothing_of_ours():
@@ -46,7 +60,7 @@ def test_the_contract_of_names():
 
 def test_the_site_lists_every_notebook():
     listed = set(re.findall(r"[\w/]+\.ipynb", (ROOT / "_quarto.yml").read_text(encoding="utf-8")))
-    there = {p.name for p in (ROOT / "nbs").glob("*.ipynb")}
+    there = {p.relative_to(ROOT / "nbs").as_posix() for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts}
     assert there == listed, f"not in _quarto.yml: {there - listed}; not there: {listed - there}"
 
 

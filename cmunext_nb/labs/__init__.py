@@ -5,38 +5,44 @@
 # %% auto #0
 __all__ = ['LABS', 'new_figure', 'png', 'slider', 'choice', 'switch', 'button', 'upload', 'Lab']
 
-# %% ../../nbs/39_labs.ipynb #1407f3b6
-import html, io
+# %% ../../nbs/39_labs.ipynb #f242884b
+import html, io, threading
+
+from contextlib import contextmanager
 
 import ipywidgets as widgets
 import numpy as np
 from ..plot import house_style
 from ..files import read_image
 
-# %% ../../nbs/39_labs.ipynb #8bb856df
+# %% ../../nbs/39_labs.ipynb #b617f2c2
+_DRAWING = threading.RLock()  # matplotlib's settings belong to the whole process, and a lab may draw from a thread
+
+@contextmanager
+def _house():
+    "Draw in the look of the house, one figure at a time, and leave matplotlib's settings as they were."
+    import matplotlib
+    with _DRAWING, matplotlib.rc_context():
+        house_style()
+        yield
+
 def new_figure(
     width: float = 8.4, # inches
     height: float = 4.2, # inches
     dpi: int = 100, # pixels an inch
 ): # matplotlib Figure that pyplot does not know
     "An empty figure in the look of the house. It is laid out by hand: matplotlib's automatic layout would take longer than the drawing."
-    import matplotlib
     from matplotlib.figure import Figure
-    with matplotlib.rc_context():
-        house_style()
-        return Figure(figsize=(width, height), dpi=dpi, layout="none")
+    with _house(): return Figure(figsize=(width, height), dpi=dpi, layout="none")
 
 def png(
     figure, # matplotlib Figure
 ) -> bytes:
     "A figure as the bytes of a PNG file, at the figure's own resolution, packed for speed rather than for size."
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
     canvas, buffer = FigureCanvasAgg(figure), io.BytesIO()
-    with matplotlib.rc_context():
-        house_style()
-        canvas.draw()
+    with _house(): canvas.draw()
     Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
@@ -107,13 +113,15 @@ def upload(
     label: str = "Open an image", # on the button
 ):
     "A button that opens an image file of the reader; its bytes stay in the kernel and out of the widget's state."
-    made = widgets.FileUpload(accept="image/*,.dcm,.tif,.tiff,.npy", multiple=False, description=label, layout=widgets.Layout(width="auto"))
+    made = widgets.FileUpload(accept="image/*,.tif,.tiff", multiple=False, description=label, layout=widgets.Layout(width="auto"))
     def read(change):
         got = _uploaded(change["new"])
         if got is None: return
         _empty(made)
-        try: pixels = read_image(io.BytesIO(got[1]))
-        except (ValueError, TypeError, OSError) as error: return on_error(f"{got[0]} cannot be read as an image: {error}")
+        file = io.BytesIO(got[1])
+        file.name = got[0]  # for the error's sake
+        try: pixels = read_image(file)
+        except (ValueError, TypeError, OSError) as error: return on_error(str(error))
         on_image(got[0], pixels)
     made.observe(read, "value")
     return made
@@ -172,7 +180,7 @@ def _figure(self, **values):
     unknown = set(values) - set(self._valued())
     if unknown: raise ValueError(f"{type(self).__name__} has no control {sorted(unknown)[0]!r}; it has {', '.join(self._valued())}.")
     made = new_figure(*self.size)
-    self.draw(made, **{**self.state, **values})
+    with _house(): self.draw(made, **{**self.state, **values})
     return made
 
 def _refresh(self):
