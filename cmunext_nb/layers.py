@@ -116,7 +116,8 @@ def _map_sizes(model, x):
     found, hooks = [], []
     def keep(name):
         def hook(module, inputs, output):
-            if isinstance(output, torch.Tensor) and output.ndim == 4: found.append((name, tuple(output.shape[1:])))
+            idle = isinstance(module, nn.Identity)  # a placeholder in many networks: it names nothing of its own
+            if isinstance(output, torch.Tensor) and output.ndim == 4 and not idle: found.append((name, tuple(output.shape[1:])))
         return hook
     try:
         hooks = [m.register_forward_hook(keep(name)) for name, m in model.named_modules() if name]
