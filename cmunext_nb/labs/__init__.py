@@ -15,16 +15,22 @@ import numpy as np
 from ..plot import house_style
 from ..files import read_image
 
-# %% ../../nbs/39_labs.ipynb #b617f2c2
+# %% ../../nbs/39_labs.ipynb #35197c66
 _DRAWING = threading.RLock()  # matplotlib's settings belong to the whole process, and a lab may draw from a thread
+_STYLED = []  # filled while the look of the house is set: setting it takes longer than drawing a line
 
 @contextmanager
 def _house():
     "Draw in the look of the house, one figure at a time, and leave matplotlib's settings as they were."
     import matplotlib
-    with _DRAWING, matplotlib.rc_context():
-        house_style()
-        yield
+    with _DRAWING:
+        if _STYLED: yield
+        else:
+            with matplotlib.rc_context():
+                house_style()
+                _STYLED.append(True)
+                try: yield
+                finally: _STYLED.clear()
 
 def new_figure(
     width: float = 8.4, # inches
@@ -179,14 +185,15 @@ def _figure(self, **values):
     "The picture as a matplotlib Figure, without widgets: of the present state, with some values replaced."
     unknown = set(values) - set(self._valued())
     if unknown: raise ValueError(f"{type(self).__name__} has no control {sorted(unknown)[0]!r}; it has {', '.join(self._valued())}.")
-    made = new_figure(*self.size)
-    with _house(): self.draw(made, **{**self.state, **values})
+    with _house():
+        made = new_figure(*self.size)
+        self.draw(made, **{**self.state, **values})
     return made
 
 def _refresh(self):
     "Draw the present state; an error becomes the sentence."
     try:
-        self.picture.value, text = png(self.figure()), self.words(**self.state)
+        with _house(): self.picture.value, text = png(self.figure()), self.words(**self.state)
         self.tell(text)
     except (ValueError, TypeError, RuntimeError, OSError) as error: self.tell(str(error), wrong=True)
 
