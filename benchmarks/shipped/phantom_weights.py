@@ -1,7 +1,7 @@
 """Train CMUNeXt-S on synthetic scans and write the weights that the explaining notebooks open with.
 
-    python benchmarks/phantom_weights.py                            # the shipped ones: cmunext_nb/assets/cmunext_s_phantom.safetensors
-    python benchmarks/phantom_weights.py --kernels 3 3 3 3 3        # a variant to compare with: nbs/results/phantom_k33333.safetensors
+    python benchmarks/shipped/phantom_weights.py                            # the shipped ones: cmunext_nb/assets/cmunext_s_phantom.safetensors
+    python benchmarks/shipped/phantom_weights.py --kernels 3 3 3 3 3        # a variant to compare with: nbs/results/phantom_k33333.safetensors
 
 Trains on 240 phantoms made with seed 1000 at 256 px, recipe `fast`, 36 epochs, seed 41, and reports IoU on the 64 bundled phantoms
 (seed 0), which are never trained on. Kill it and call it again: it resumes. The weights are stored in half precision.
@@ -13,7 +13,7 @@ import torch
 
 import cmunext_nb as cn
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def arguments():
@@ -40,7 +40,7 @@ def main():
     scores = {k: round(v, 4) for k, v in cn.evaluate(cn.load_weights(path), bundled).items()}
     cn.save_weights(model, path, dtype=torch.float16, data=f"{a.images} phantoms, make_phantom(seed=1000), 256 px", recipe="fast", epochs=a.epochs, seed=41,
                     tested_on="the 64 bundled phantoms, make_phantom(seed=0)", scores=scores, minutes=round(minutes, 1),
-                    hardware=f"CPU, {torch.get_num_threads()} threads, torch {torch.__version__}", command="python benchmarks/phantom_weights.py" + (f" --kernels {' '.join(map(str, a.kernels))}" if a.kernels else ""))
+                    hardware=f"CPU, {torch.get_num_threads()} threads, torch {torch.__version__}", command="python benchmarks/shipped/phantom_weights.py" + (f" --epochs {a.epochs}" if a.epochs != 36 else "") + (f" --kernels {' '.join(map(str, a.kernels))}" if a.kernels else ""))
     print(json.dumps(dict(file=str(path.relative_to(ROOT)), kilobytes=round(path.stat().st_size / 1024), minutes=round(minutes, 1), wall=round((time.time() - start) / 60, 1), **scores)))
 
 
