@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LABS', 'new_figure', 'png', 'slider', 'choice', 'switch', 'button', 'upload', 'Lab']
 
-# %% ../../nbs/39_labs.ipynb #1407f3b6
-import html, io
+# %% ../../nbs/39_labs.ipynb #6ee80b03
+import html, io, threading
 
 import ipywidgets as widgets
 import numpy as np
@@ -45,6 +45,11 @@ _LABEL = {"description_width": "112px"}
 
 def _layout(**more): return widgets.Layout(width="330px", **more)
 
+def _titled(widget):
+    "Let the tooltip repeat the label: without one, ipywidgets 8 shows the word `null`."
+    widget.set_trait("tooltip" if widget.has_trait("tooltip") else "description_tooltip", widget.description)
+    return widget
+
 def slider(
     label: str, # read aloud, and shown to the left
     value, # at the start: int or float
@@ -55,8 +60,8 @@ def slider(
     "A slider over whole numbers where `value` is an int, else over floats."
     whole = isinstance(value, int) and isinstance(step or 1, int)
     kind = widgets.IntSlider if whole else widgets.FloatSlider
-    return kind(value=value, min=low, max=high, step=step or (1 if whole else (high - low) / 100), description=label,
-                continuous_update=False, style=_LABEL, layout=_layout(), **options)
+    return _titled(kind(value=value, min=low, max=high, step=step or (1 if whole else (high - low) / 100), description=label,
+                        continuous_update=False, style=_LABEL, layout=_layout(), **options))
 
 def choice(
     label: str, # read aloud, and shown to the left
@@ -67,14 +72,14 @@ def choice(
     options = list(options)
     if not options: raise ValueError(f"The menu {label!r} has nothing to choose from.")
     first = options[0][1] if isinstance(options[0], tuple) else options[0]
-    return widgets.Dropdown(options=options, value=first if value is None else value, description=label, style=_LABEL, layout=_layout())
+    return _titled(widgets.Dropdown(options=options, value=first if value is None else value, description=label, style=_LABEL, layout=_layout()))
 
 def switch(
     label: str, # read aloud, and shown to the right of the box
     value: bool = False, # at the start
 ):
     "A box to be ticked."
-    return widgets.Checkbox(value=value, description=label, indent=True, style=_LABEL, layout=_layout())
+    return _titled(widgets.Checkbox(value=value, description=label, indent=True, style=_LABEL, layout=_layout()))
 
 def button(
     label: str, # on the button
@@ -83,7 +88,7 @@ def button(
     **options, # further options of the widget
 ):
     "A button."
-    made = widgets.Button(description=label, icon=icon, layout=widgets.Layout(width="auto", margin="2px 4px 2px 0"), **options)
+    made = widgets.Button(description=label, icon=icon, layout=widgets.Layout(width="auto"), **options)
     made.on_click(lambda _: on_click())
     return made
 
@@ -118,7 +123,9 @@ def upload(
     made.observe(read, "value")
     return made
 
-# %% ../../nbs/39_labs.ipynb #d1508350
+# %% ../../nbs/39_labs.ipynb #54761021
+_DRAWING = threading.RLock() # matplotlib's settings belong to the whole process
+
 class Lab(widgets.VBox):
     "Base of the labs: controls, a picture of fixed size, a sentence. A subclass has `draw(figure, **state)` and may have `words(**state)`."
     size = (8.4, 4.2) # inches of the picture, at 100 pixels an inch
@@ -133,7 +140,8 @@ class Lab(widgets.VBox):
         self.picture = widgets.Image(format="png", layout=fixed)
         self.sentence = widgets.HTML(layout=widgets.Layout(min_height=f"{1.5 * self.lines:.1f}em", width="auto"))
         for control in self._valued().values(): control.observe(self._changed, "value")
-        panel = widgets.VBox([*self.controls.values(), *more], layout=widgets.Layout(width="350px", min_width="350px"))
+        rows = [widgets.Box(list(part), layout=widgets.Layout(flex_flow="row wrap")) for part in (self.controls.values(), more) if part]
+        panel = widgets.VBox(rows, layout=widgets.Layout(flex="1 1 350px", min_width="350px"))
         super().__init__([widgets.HBox([self.picture, panel], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start")), self.sentence])
         self._quiet = False
         self.refresh()
@@ -171,14 +179,15 @@ def _figure(self, **values):
     "The picture as a matplotlib Figure, without widgets: of the present state, with some values replaced."
     unknown = set(values) - set(self._valued())
     if unknown: raise ValueError(f"{type(self).__name__} has no control {sorted(unknown)[0]!r}; it has {', '.join(self._valued())}.")
-    made = new_figure(*self.size)
-    self.draw(made, **{**self.state, **values})
+    with _DRAWING:
+        made = new_figure(*self.size)
+        self.draw(made, **{**self.state, **values})
     return made
 
 def _refresh(self):
     "Draw the present state; an error becomes the sentence."
     try:
-        self.picture.value, text = png(self.figure()), self.words(**self.state)
+        with _DRAWING: self.picture.value, text = png(self.figure()), self.words(**self.state)
         self.tell(text)
     except (ValueError, TypeError, RuntimeError, OSError) as error: self.tell(str(error), wrong=True)
 
