@@ -40,7 +40,7 @@ def main():
     scores = {k: round(v, 4) for k, v in cn.evaluate(cn.load_weights(path), bundled).items()}
     cn.save_weights(model, path, dtype=torch.float16, data=f"{a.images} phantoms, make_phantom(seed=1000), 256 px", recipe="fast", epochs=a.epochs, seed=41,
                     tested_on="the 64 bundled phantoms, make_phantom(seed=0)", scores=scores, minutes=round(minutes, 1),
-                    hardware=f"CPU, {torch.get_num_threads()} threads, torch {torch.__version__}", command="python benchmarks/shipped/phantom_weights.py" + (f" --epochs {a.epochs}" if a.epochs != 36 else "") + (f" --kernels {' '.join(map(str, a.kernels))}" if a.kernels else ""))
+                    hardware=f"CPU, {torch.get_num_threads()} threads, torch {torch.__version__}", command="python benchmarks/shipped/phantom_weights.py" + (f" --images {a.images} --epochs {a.epochs}" if a.kernels else "") + (f" --kernels {' '.join(map(str, a.kernels))}" if a.kernels else ""))
     print(json.dumps(dict(file=str(path.relative_to(ROOT)), kilobytes=round(path.stat().st_size / 1024), minutes=round(minutes, 1), wall=round((time.time() - start) / 60, 1), **scores)))
 
 

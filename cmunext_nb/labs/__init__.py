@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['LABS', 'new_figure', 'png', 'slider', 'choice', 'switch', 'button', 'upload', 'Lab']
 
-# %% ../../nbs/39_labs.ipynb #f242884b
+# %% ../../nbs/39_labs.ipynb #4b83f83a
 import html, io, threading
-
 from contextlib import contextmanager
 
 import ipywidgets as widgets
 import numpy as np
+from traitlets import TraitError
 from ..plot import house_style
 from ..files import read_image
 
@@ -57,6 +57,11 @@ _LABEL = {"description_width": "112px"}
 
 def _layout(**more): return widgets.Layout(width="330px", **more)
 
+def _titled(widget):
+    "Let the tooltip repeat the label: without one, ipywidgets 8 shows the word `null`."
+    widget.set_trait("tooltip" if widget.has_trait("tooltip") else "description_tooltip", widget.description)
+    return widget
+
 def slider(
     label: str, # read aloud, and shown to the left
     value, # at the start: int or float
@@ -67,8 +72,8 @@ def slider(
     "A slider over whole numbers where `value` is an int, else over floats."
     whole = isinstance(value, int) and isinstance(step or 1, int)
     kind = widgets.IntSlider if whole else widgets.FloatSlider
-    return kind(value=value, min=low, max=high, step=step or (1 if whole else (high - low) / 100), description=label,
-                continuous_update=False, style=_LABEL, layout=_layout(), **options)
+    return _titled(kind(value=value, min=low, max=high, step=step or (1 if whole else (high - low) / 100), description=label,
+                        continuous_update=False, style=_LABEL, layout=_layout(), **options))
 
 def choice(
     label: str, # read aloud, and shown to the left
@@ -79,14 +84,14 @@ def choice(
     options = list(options)
     if not options: raise ValueError(f"The menu {label!r} has nothing to choose from.")
     first = options[0][1] if isinstance(options[0], tuple) else options[0]
-    return widgets.Dropdown(options=options, value=first if value is None else value, description=label, style=_LABEL, layout=_layout())
+    return _titled(widgets.Dropdown(options=options, value=first if value is None else value, description=label, style=_LABEL, layout=_layout()))
 
 def switch(
     label: str, # read aloud, and shown to the right of the box
     value: bool = False, # at the start
 ):
     "A box to be ticked."
-    return widgets.Checkbox(value=value, description=label, indent=True, style=_LABEL, layout=_layout())
+    return _titled(widgets.Checkbox(value=value, description=label, indent=True, style=_LABEL, layout=_layout()))
 
 def button(
     label: str, # on the button
@@ -95,7 +100,7 @@ def button(
     **options, # further options of the widget
 ):
     "A button."
-    made = widgets.Button(description=label, icon=icon, layout=widgets.Layout(width="auto", margin="2px 4px 2px 0"), **options)
+    made = widgets.Button(description=label, icon=icon, layout=widgets.Layout(width="auto"), **options)
     made.on_click(lambda _: on_click())
     return made
 
@@ -147,7 +152,8 @@ class Lab(widgets.VBox):
         self.picture = widgets.Image(format="png", layout=fixed)
         self.sentence = widgets.HTML(layout=widgets.Layout(min_height=f"{1.5 * self.lines:.1f}em", width="auto"))
         for control in self._valued().values(): control.observe(self._changed, "value")
-        panel = widgets.VBox([*self.controls.values(), *more], layout=widgets.Layout(width="350px", min_width="350px"))
+        rows = [widgets.Box(list(part), layout=widgets.Layout(flex_flow="row wrap")) for part in (self.controls.values(), more) if part]
+        panel = widgets.VBox(rows, layout=widgets.Layout(flex="1 1 350px", min_width="350px"))
         super().__init__([widgets.HBox([self.picture, panel], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start")), self.sentence])
         self._quiet = False
         self.refresh()
@@ -174,10 +180,14 @@ def _put(self, **values):
     "Move several controls by name, and draw once."
     unknown = set(values) - set(self._valued())
     if unknown: raise ValueError(f"{type(self).__name__} has no control {sorted(unknown)[0]!r}; it has {', '.join(self._valued())}.")
-    before, self._quiet = self._quiet, True
+    quiet, before, self._quiet = self._quiet, self.state, True
     try:
         for name, value in values.items(): self.controls[name].value = value
-    finally: self._quiet = before
+    except TraitError as error:  # the widget's own words name neither the control nor its values
+        for other in values: self.controls[other].value = before[other]
+        options = [o[1] if isinstance(o, tuple) else o for o in getattr(self.controls[name], "options", ())]
+        raise ValueError(f"{name}={value!r} cannot be chosen: {', '.join(map(str, options)) or error}.") from None
+    finally: self._quiet = quiet
     self.refresh()
     return self
 
