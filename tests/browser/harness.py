@@ -3,7 +3,7 @@
 Environment: CMUNEXT_BROWSER (path of a Chromium), CMUNEXT_NBS (folder of the notebooks; the checkout's nbs/), CMUNEXT_ARTIFACTS
 (folder of the screenshots; artifacts/browser). The server listens on the loopback only, with a token of its own, in temporary folders.
 """
-import base64, hashlib, importlib.util, json, os, re, secrets, socket, subprocess, sys, time, urllib.request
+import importlib.util, json, os, re, secrets, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 
 import pytest
@@ -114,8 +114,8 @@ class LabPage:
 
     def errors(self):
         "The errors that stand in the outputs of the open notebook."
-        return self.page.evaluate("""() => Array.from(jupyterapp.shell.currentWidget.content.widgets).flatMap(c => c.model.type === 'code'
-            ? c.model.outputs.toJSON().filter(o => o.output_type === 'error').map(o => `${o.ename}: ${o.evalue}`) : [])""")
+        return self.page.evaluate("""() => Array.from(jupyterapp.shell.currentWidget.content.widgets).flatMap((c, i) => c.model.type === 'code'
+            ? c.model.outputs.toJSON().filter(o => o.output_type === 'error').map(o => `cell ${i} (${c.model.sharedModel.source.trim().slice(0, 60)}): ${o.ename}: ${o.evalue}`) : [])""")
 
     def idle(self): self.until("jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'", "the kernel is idle")
 
@@ -175,9 +175,9 @@ class LabPage:
 
     def digest(self):
         "Hash of the picture's bytes; ipywidgets gives the image a new address at each refresh, even of the same picture."
-        script = "async i => { const b = new Uint8Array(await (await fetch(i.src)).arrayBuffer()); let s = ''; for (const x of b) s += String.fromCharCode(x); return btoa(s) }"
+        script = "async i => new Uint8Array(await crypto.subtle.digest('SHA-256', await (await fetch(i.src)).arrayBuffer())).toString()"
         for _ in range(20):  # the address is taken back while a new picture arrives
-            try: return hashlib.sha256(base64.b64decode(self.picture.evaluate(script))).hexdigest()
+            try: return self.picture.evaluate(script)
             except Exception: self.page.wait_for_timeout(50)
         raise AssertionError(f"{self.name}: the picture's bytes cannot be read")
 
@@ -226,6 +226,15 @@ class LabPage:
 
     def control(self, index): return self.root.locator(".noUi-handle:visible, select:visible, input:not([type=hidden]):visible, textarea:visible, button:visible").nth(index)
 
+    def focus(self, control):
+        "Focus a control, and wait until it keeps the focus: after a run JupyterLab gives it to the notebook, at a moment of its own."
+        control.scroll_into_view_if_needed()
+        for _ in range(40):
+            control.focus()
+            self.page.wait_for_timeout(100)
+            if control.evaluate("c => c === document.activeElement"): return
+        raise AssertionError(f"{self.name}: the control {control.evaluate('c => c.outerHTML')[:120]} does not keep the focus")
+
     def button(self, *labels):
         "The button whose text begins with one of the labels."
         pattern = re.compile(r"^\W*(" + "|".join(labels) + r")\b", re.I)
@@ -236,7 +245,7 @@ class LabPage:
         button = self.button(*labels)
         button.wait_for(state="visible")
         assert button.is_enabled(), f"{self.name}: the button {' / '.join(labels)} is greyed out. The lab says: {self.words()!r}"
-        button.focus()
+        self.focus(button)
         self.page.keyboard.press("Enter")
 
     def move(self, index):
@@ -244,8 +253,7 @@ class LabPage:
         # JupyterLab takes the arrow keys away from a closed menu (jupyter-widgets/ipywidgets#3912); the space bar opens it, and then they work.
         self.listen()
         control = self.control(index)
-        control.scroll_into_view_if_needed()
-        control.focus()
+        self.focus(control)
         keys = control.evaluate("""c => c.matches('.noUi-handle') ? [Number(c.getAttribute('aria-valuenow')) < Number(c.getAttribute('aria-valuemax')) ? 'ArrowRight' : 'ArrowLeft']
             : c.tagName === 'SELECT' ? ['Space', c.selectedIndex < c.options.length - 1 ? 'ArrowDown' : 'ArrowUp', 'Enter'] : c.type === 'number' ? ['ArrowUp', 'Enter'] : ['Space']""")
         self.root.evaluate("""e => { window.pressed = window.drawn = null
@@ -261,7 +269,7 @@ class LabPage:
 
     def tab_stops(self, most=80):
         "Labels of the controls that the tab key reaches, from the first one on."
-        self.control(0).focus()
+        self.focus(self.control(0))
         reached = []
         for _ in range(most):
             index = self.root.evaluate("""e => { const all = [...e.querySelectorAll('.noUi-handle, select, input:not([type=hidden]), textarea, button')].filter(c => c.offsetParent !== null)
