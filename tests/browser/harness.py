@@ -86,9 +86,10 @@ class LabPage:
     "One notebook in JupyterLab, and the first lab in it."
 
     def __init__(self, page, jupyter, name):
-        self.page, self.jupyter, self.name, self.noise, self.outside = page, jupyter, name, [], []
+        self.page, self.jupyter, self.name, self.noise, self.outside, self.choosers = page, jupyter, name, [], [], []
         page.set_default_timeout(1000 * PATIENCE)
         page.on("console", lambda m: self.noise.append(f"{m.text} ({m.location.get('url', '')})") if m.type == "error" else None)
+        page.on("filechooser", lambda c: self.choosers.append(c))  # from the start: asked for later, it comes too late on a busy machine
         page.on("pageerror", lambda e: self.noise.append(f"uncaught: {e}"))
         page.on("request", lambda r: None if r.url.startswith((jupyter.url, "data:", "blob:", "ws://127.0.0.1")) else self.outside.append(r.url))
 
@@ -107,10 +108,17 @@ class LabPage:
     def run_all(self):
         "Run > Run All Cells, and wait until the kernel has nothing more to do."
         self.page.evaluate("() => { window.ran = null; jupyterapp.commands.execute('notebook:run-all-cells').then(ok => { window.ran = ok }, e => { window.ran = String(e) }) }")
-        self.until("window.ran !== null", f"all cells have run within {RUN} s", RUN)
+        try: self.until("window.ran !== null", f"all cells have run within {RUN} s", RUN)
+        except AssertionError as error: raise AssertionError(f"{error} Under way is {self.running()}.") from None
         self.idle()
         wrong = self.errors()
         assert not wrong, f"{self.name}: cells end in an error:\n" + "\n".join(wrong)
+
+    def running(self):
+        "The first cell that has not finished."
+        return self.page.evaluate("""() => { const cells = Array.from(jupyterapp.shell.currentWidget.content.widgets)
+            const i = cells.findIndex(c => c.model.type === 'code' && c.model.executionState !== 'idle')
+            return i < 0 ? 'no cell' : `cell ${i} of ${cells.length} (${cells[i].model.sharedModel.source.trim().slice(0, 60)})` }""")
 
     def errors(self):
         "The errors that stand in the outputs of the open notebook."
@@ -261,6 +269,16 @@ class LabPage:
             for (const kind of ['keydown', 'change']) e.addEventListener(kind, now, {capture: true})
             e.querySelector('img.widget-image').addEventListener('load', () => { if (window.pressed) window.drawn ??= performance.now() }, {once: true}) }""")
         for key in keys: self.page.keyboard.press(key)
+
+    def choose(self, button, name, data):
+        "Open a file through an upload button, by keyboard."
+        self.focus(button)
+        self.choosers.clear()
+        self.page.keyboard.press("Enter")
+        end = time.monotonic() + PATIENCE
+        while not self.choosers and time.monotonic() < end: self.page.wait_for_timeout(50)
+        assert self.choosers, f"{self.name}: the button {button.inner_text()!r} opened no file dialog"
+        self.choosers[0].set_files({"name": name, "mimeType": "image/png", "buffer": data})
 
     def latency(self):
         "Milliseconds from the last key press to the picture after it."

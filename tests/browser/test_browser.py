@@ -119,11 +119,8 @@ def saved_clean(lab):
 def bring(lab, data, name="scan.png"):
     "Choose a file in the lab's upload, by keyboard, and wait for the picture."
     before = lab.digest()
-    button = lab.root.locator("button.widget-upload").first
-    lab.focus(button)
     lab.listen()
-    with lab.page.expect_file_chooser() as chooser: lab.page.keyboard.press("Enter")
-    chooser.value.set_files({"name": name, "mimeType": "image/png", "buffer": data})
+    lab.choose(lab.root.locator("button.widget-upload").first, name, data)
     lab.changed(before, "an image was opened")
     lab.settle()
 
