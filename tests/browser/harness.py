@@ -3,7 +3,7 @@
 Environment: CMUNEXT_BROWSER (path of a Chromium), CMUNEXT_NBS (folder of the notebooks; the checkout's nbs/), CMUNEXT_ARTIFACTS
 (folder of the screenshots; artifacts/browser). The server listens on the loopback only, with a token of its own, in temporary folders.
 """
-import base64, hashlib, importlib.util, json, os, re, secrets, socket, subprocess, sys, time, urllib.request
+import importlib.util, json, os, re, secrets, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 
 import pytest
@@ -86,9 +86,10 @@ class LabPage:
     "One notebook in JupyterLab, and the first lab in it."
 
     def __init__(self, page, jupyter, name):
-        self.page, self.jupyter, self.name, self.noise, self.outside = page, jupyter, name, [], []
+        self.page, self.jupyter, self.name, self.noise, self.outside, self.choosers = page, jupyter, name, [], [], []
         page.set_default_timeout(1000 * PATIENCE)
         page.on("console", lambda m: self.noise.append(f"{m.text} ({m.location.get('url', '')})") if m.type == "error" else None)
+        page.on("filechooser", lambda c: self.choosers.append(c))  # from the start: asked for later, it comes too late on a busy machine
         page.on("pageerror", lambda e: self.noise.append(f"uncaught: {e}"))
         page.on("request", lambda r: None if r.url.startswith((jupyter.url, "data:", "blob:", "ws://127.0.0.1")) else self.outside.append(r.url))
 
@@ -107,15 +108,22 @@ class LabPage:
     def run_all(self):
         "Run > Run All Cells, and wait until the kernel has nothing more to do."
         self.page.evaluate("() => { window.ran = null; jupyterapp.commands.execute('notebook:run-all-cells').then(ok => { window.ran = ok }, e => { window.ran = String(e) }) }")
-        self.until("window.ran !== null", f"all cells have run within {RUN} s", RUN)
+        try: self.until("window.ran !== null", f"all cells have run within {RUN} s", RUN)
+        except AssertionError as error: raise AssertionError(f"{error} Under way is {self.running()}.") from None
         self.idle()
         wrong = self.errors()
         assert not wrong, f"{self.name}: cells end in an error:\n" + "\n".join(wrong)
 
+    def running(self):
+        "The first cell that has not finished."
+        return self.page.evaluate("""() => { const cells = Array.from(jupyterapp.shell.currentWidget.content.widgets)
+            const i = cells.findIndex(c => c.model.type === 'code' && c.model.executionState !== 'idle')
+            return i < 0 ? 'no cell' : `cell ${i} of ${cells.length} (${cells[i].model.sharedModel.source.trim().slice(0, 60)})` }""")
+
     def errors(self):
         "The errors that stand in the outputs of the open notebook."
-        return self.page.evaluate("""() => Array.from(jupyterapp.shell.currentWidget.content.widgets).flatMap(c => c.model.type === 'code'
-            ? c.model.outputs.toJSON().filter(o => o.output_type === 'error').map(o => `${o.ename}: ${o.evalue}`) : [])""")
+        return self.page.evaluate("""() => Array.from(jupyterapp.shell.currentWidget.content.widgets).flatMap((c, i) => c.model.type === 'code'
+            ? c.model.outputs.toJSON().filter(o => o.output_type === 'error').map(o => `cell ${i} (${c.model.sharedModel.source.trim().slice(0, 60)}): ${o.ename}: ${o.evalue}`) : [])""")
 
     def idle(self): self.until("jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'", "the kernel is idle")
 
@@ -175,9 +183,9 @@ class LabPage:
 
     def digest(self):
         "Hash of the picture's bytes; ipywidgets gives the image a new address at each refresh, even of the same picture."
-        script = "async i => { const b = new Uint8Array(await (await fetch(i.src)).arrayBuffer()); let s = ''; for (const x of b) s += String.fromCharCode(x); return btoa(s) }"
+        script = "async i => new Uint8Array(await crypto.subtle.digest('SHA-256', await (await fetch(i.src)).arrayBuffer())).toString()"
         for _ in range(20):  # the address is taken back while a new picture arrives
-            try: return hashlib.sha256(base64.b64decode(self.picture.evaluate(script))).hexdigest()
+            try: return self.picture.evaluate(script)
             except Exception: self.page.wait_for_timeout(50)
         raise AssertionError(f"{self.name}: the picture's bytes cannot be read")
 
@@ -226,6 +234,15 @@ class LabPage:
 
     def control(self, index): return self.root.locator(".noUi-handle:visible, select:visible, input:not([type=hidden]):visible, textarea:visible, button:visible").nth(index)
 
+    def focus(self, control):
+        "Focus a control, and wait until it keeps the focus: after a run JupyterLab gives it to the notebook, at a moment of its own."
+        control.scroll_into_view_if_needed()
+        for _ in range(40):
+            control.focus()
+            self.page.wait_for_timeout(100)
+            if control.evaluate("c => c === document.activeElement"): return
+        raise AssertionError(f"{self.name}: the control {control.evaluate('c => c.outerHTML')[:120]} does not keep the focus")
+
     def button(self, *labels):
         "The button whose text begins with one of the labels."
         pattern = re.compile(r"^\W*(" + "|".join(labels) + r")\b", re.I)
@@ -236,7 +253,7 @@ class LabPage:
         button = self.button(*labels)
         button.wait_for(state="visible")
         assert button.is_enabled(), f"{self.name}: the button {' / '.join(labels)} is greyed out. The lab says: {self.words()!r}"
-        button.focus()
+        self.focus(button)
         self.page.keyboard.press("Enter")
 
     def move(self, index):
@@ -244,8 +261,7 @@ class LabPage:
         # JupyterLab takes the arrow keys away from a closed menu (jupyter-widgets/ipywidgets#3912); the space bar opens it, and then they work.
         self.listen()
         control = self.control(index)
-        control.scroll_into_view_if_needed()
-        control.focus()
+        self.focus(control)
         keys = control.evaluate("""c => c.matches('.noUi-handle') ? [Number(c.getAttribute('aria-valuenow')) < Number(c.getAttribute('aria-valuemax')) ? 'ArrowRight' : 'ArrowLeft']
             : c.tagName === 'SELECT' ? ['Space', c.selectedIndex < c.options.length - 1 ? 'ArrowDown' : 'ArrowUp', 'Enter'] : c.type === 'number' ? ['ArrowUp', 'Enter'] : ['Space']""")
         self.root.evaluate("""e => { window.pressed = window.drawn = null
@@ -254,6 +270,16 @@ class LabPage:
             e.querySelector('img.widget-image').addEventListener('load', () => { if (window.pressed) window.drawn ??= performance.now() }, {once: true}) }""")
         for key in keys: self.page.keyboard.press(key)
 
+    def choose(self, button, name, data):
+        "Open a file through an upload button, by keyboard."
+        self.focus(button)
+        self.choosers.clear()
+        self.page.keyboard.press("Enter")
+        end = time.monotonic() + PATIENCE
+        while not self.choosers and time.monotonic() < end: self.page.wait_for_timeout(50)
+        assert self.choosers, f"{self.name}: the button {button.inner_text()!r} opened no file dialog"
+        self.choosers[0].set_files({"name": name, "mimeType": "image/png", "buffer": data})
+
     def latency(self):
         "Milliseconds from the last key press to the picture after it."
         self.until("window.drawn !== null", "the picture after the key is drawn")
@@ -261,7 +287,7 @@ class LabPage:
 
     def tab_stops(self, most=80):
         "Labels of the controls that the tab key reaches, from the first one on."
-        self.control(0).focus()
+        self.focus(self.control(0))
         reached = []
         for _ in range(most):
             index = self.root.evaluate("""e => { const all = [...e.querySelectorAll('.noUi-handle, select, input:not([type=hidden]), textarea, button')].filter(c => c.offsetParent !== null)
