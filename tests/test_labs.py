@@ -30,10 +30,10 @@ def pixels(lab): return np.asarray(Image.open(io.BytesIO(lab.picture.value)))
 
 
 def arrive(uploader, name, content):
-    "What a browser does when a file is chosen: version 7 holds a dict, version 8 a tuple."
-    entry = dict(name=name, type="image/png", size=len(content), content=memoryview(content), last_modified=0)
-    new = (entry,) if isinstance(uploader.value, tuple) else {name: dict(metadata=entry, content=content)}
-    uploader.notify_change(dict(name="value", type="change", old=uploader.value, owner=uploader, new=new))
+    "What a browser sends when a file is chosen: version 7 keeps lists and a counter, version 8 a tuple."
+    entry, sent = dict(name=name, type="image/png", size=len(content), last_modified=0), memoryview(content)
+    if isinstance(uploader.value, tuple): uploader.set_state(dict(value=[dict(entry, content=sent)]))
+    else: uploader.set_state(dict(metadata=[entry], data=[sent], _counter=uploader._counter + 1))
 
 
 def picture_file(shape=(7, 9), mode="L"):

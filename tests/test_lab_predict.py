@@ -1,0 +1,133 @@
+"PredictLab without a browser: every control, any image, own files in and masks out. The everyday path is checked in nbs/44_predict_lab.ipynb."
+import base64
+import io
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cmunext_nb.data import load_dataset
+from cmunext_nb.labs import PredictLab
+from cmunext_nb.labs import png
+from cmunext_nb.model import create_model
+from cmunext_nb.phantom import make_phantom
+from test_labs import arrive
+
+
+@pytest.fixture(scope="module")
+def scans(): return make_phantom(3, size=256, seed=21)
+
+
+@pytest.fixture
+def lab(scans): return PredictLab(images=scans[0], masks=scans[1])
+
+
+def uploader(lab): return next(w for w in lab.children[0].children[1].children[1].children if type(w).__name__ == "FileUpload")
+
+
+def every(widget):
+    "A widget and all that it holds."
+    yield widget
+    for child in getattr(widget, "children", ()): yield from every(child)
+
+
+def as_file(pixels, kind="PNG"):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name, value", [("scan", 2), ("threshold", 0.02), ("mirror", True), ("truth", False)])
+def test_each_control_changes_the_picture(lab, name, value):
+    before = lab.picture.value
+    lab.controls[name].value = value
+    assert lab.picture.value != before and "Not possible" not in lab.sentence.value
+
+
+def test_the_pixel_size_changes_the_words(lab):
+    before = lab.sentence.value
+    lab.controls["pixel_size"].value = 0.25
+    assert "mm" in lab.sentence.value and "mm" not in before
+
+
+def test_the_network_runs_once_an_image(scans):
+    calls, model = [], create_model("cmunext_s", pretrained="phantom").eval()
+    def counted(x):
+        calls.append(len(x))
+        return model(x)
+    counted.config, counted.preprocess = model.config, model.preprocess
+    lab = PredictLab(counted, *scans)
+    for t in (0.1, 0.3, 0.9): lab.controls["threshold"].value = t
+    assert len(calls) == 1
+    lab.put(scan=1, mirror=True)
+    assert len(calls) == 3  # the image and its mirror image
+
+
+def test_the_model_is_left_as_it_was(scans):
+    model = create_model("cmunext_s").train()
+    PredictLab(model, *scans, predict_size=32).put(threshold=0.3)
+    assert model.training and all(p.grad is None for p in model.parameters())
+
+
+def test_masks_equal_those_of_predict(lab, scans):
+    from cmunext_nb.predict import predict
+    expected = predict(lab.model, scans[0][1], threshold=0.3)
+    assert (lab.result(1, 0.3).mask == expected.mask).all()
+    assert f"IoU {expected.score(scans[1][1])['iou']:.3f}" in lab.words(**{**lab.state, "scan": 1, "threshold": 0.3})
+
+
+@pytest.mark.parametrize("pixels", [np.random.default_rng(0).integers(0, 255, (61, 133), dtype=np.uint8), np.random.default_rng(0).integers(0, 255, (40, 33, 3), dtype=np.uint8),
+                                    np.random.default_rng(0).integers(0, 60000, (50, 50)).astype(np.uint16), np.random.default_rng(0).integers(0, 255, (64, 64, 4), dtype=np.uint8)],
+                         ids=["grey", "colour", "16 bits", "alpha"])
+def test_an_own_image_comes_in_and_is_forgotten(lab, pixels):
+    first, content = lab.picture.value, as_file(pixels)
+    arrive(uploader(lab), "mine.png", content)
+    assert lab.state["scan"] == 3 and "mine.png (yours)" in lab.sentence.value and lab.result().mask.shape == pixels.shape[:2]
+    assert "no true mask" in lab.sentence.value or "No pixel" in lab.sentence.value
+    arrive(uploader(lab), "other.png", as_file(pixels[::-1].copy()))
+    assert len(lab.scans) == 4 and "other.png" in lab.scans[-1]["name"]  # one own image at a time
+    lab.forget()
+    assert len(lab.scans) == 3 and lab.state["scan"] == 0 and lab.picture.value == first and not any(k[0] == 3 for k in lab._answers)
+    for widget in every(lab):
+        for value in widget.get_state().values(): assert content not in bytes(value) if isinstance(value, (bytes, memoryview)) else "mine.png" not in str(value)
+
+
+def test_what_is_no_image_is_said_and_nothing_changes(lab):
+    before = lab.picture.value
+    arrive(uploader(lab), "notes.txt", b"no picture")
+    assert "Not possible" in lab.sentence.value and "notes.txt" in lab.sentence.value and lab.picture.value == before and len(lab.scans) == 3
+
+
+def test_the_mask_goes_out(lab, tmp_path):
+    mask = lab.result().mask
+    saved = np.asarray(Image.open(lab.save(tmp_path / "m.png")))
+    assert ((saved > 0) == mask).all()
+    next(w for w in lab.children[0].children[1].children[1].children if getattr(w, "description", "") == "Make a PNG").click()
+    name, data = re.search(r'download="([^"]+)" href="data:image/png;base64,([^"]+)"', lab.link.value).groups()
+    assert name == "scan_1_mask.png" and ((np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) > 0) == mask).all()
+
+
+def test_names_cannot_break_out_of_the_link(lab):
+    arrive(uploader(lab), 'x"><script>.png', as_file(np.zeros((32, 32), np.uint8)))
+    lab._offer()
+    assert "<script>" not in lab.link.value + lab.sentence.value
+
+
+@pytest.mark.parametrize("images", [lambda i: i, lambda i: list(i), lambda i: [i[0, 0].numpy(), i[1, 0, :50].numpy()], lambda i: load_dataset("phantom", size=48)[1]])
+def test_images_of_any_kind(images, scans):
+    lab = PredictLab(images=images(scans[0]), predict_size=48)
+    assert "Not possible" not in lab.sentence.value and len(lab.scans) > 1
+
+
+@pytest.mark.parametrize("call, word", [
+    (lambda s: PredictLab(images=[]), "at least one"), (lambda s: PredictLab(images=s[0], masks=s[1][:2]), "3 images and 2 masks"),
+    (lambda s: PredictLab(images=["no_such.png"]).sentence.value, None), (lambda s: PredictLab(create_model("cmunext_s", num_classes=2), s[0], predict_size=32).sentence.value, None)])
+def test_mistakes_are_said(call, word, scans):
+    if word is None: assert "Not possible" in call(scans)
+    else:
+        with pytest.raises(ValueError, match=word): call(scans)
+
+
+def test_the_static_twin(lab): assert png(lab.figure()) == lab.picture.value and png(lab.figure(threshold=0.9)) != lab.picture.value
