@@ -10,6 +10,7 @@ import html, io
 
 import ipywidgets as widgets
 import numpy as np
+from traitlets import TraitError
 from ..plot import house_style
 from ..files import read_image
 
@@ -160,10 +161,14 @@ def _put(self, **values):
     "Move several controls by name, and draw once."
     unknown = set(values) - set(self._valued())
     if unknown: raise ValueError(f"{type(self).__name__} has no control {sorted(unknown)[0]!r}; it has {', '.join(self._valued())}.")
-    before, self._quiet = self._quiet, True
+    quiet, before, self._quiet = self._quiet, self.state, True
     try:
         for name, value in values.items(): self.controls[name].value = value
-    finally: self._quiet = before
+    except TraitError as error:  # the widget's own words name neither the control nor its values
+        for other in values: self.controls[other].value = before[other]
+        options = [o[1] if isinstance(o, tuple) else o for o in getattr(self.controls[name], "options", ())]
+        raise ValueError(f"{name}={value!r} cannot be chosen: {', '.join(map(str, options)) or error}.") from None
+    finally: self._quiet = quiet
     self.refresh()
     return self
 
