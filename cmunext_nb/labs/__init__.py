@@ -98,9 +98,9 @@ def _uploaded(value):
 
 def _empty(uploader):
     "Take the bytes out of the widget's state."
-    uploader.value = {} if isinstance(uploader.value, dict) else ()
-    for name, nothing in (("_counter", 0), ("data", []), ("metadata", [])):  # where version 7 keeps the files
+    for name, nothing in (("data", []), ("metadata", []), ("_counter", 0)):  # where version 7 keeps the files; the counter last, it reads the others
         if uploader.has_trait(name): setattr(uploader, name, nothing)
+    uploader.set_trait("value", type(uploader.value)())  # read-only in version 7, where the counter has emptied it
 
 def upload(
     on_image, # called with (name, pixels uint8 (C, H, W)) for each image that can be read
