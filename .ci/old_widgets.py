@@ -47,7 +47,7 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         env = old_environment(args.folder or temporary, args.version)
         print(f"ipywidgets {args.version}: {len(tests)} files of tests, {len(notebooks)} notebooks", flush=True)
-        if tests: subprocess.run([sys.executable, "-m", "pytest", "-q", *tests], cwd=ROOT, env=env, check=True)
+        if tests: subprocess.run([sys.executable, "-m", "pytest", "-q", "-W", "ignore::DeprecationWarning", *tests], cwd=ROOT, env=env, check=True)
         os.environ.update(env, OLD_WIDGETS=args.version)
         for notebook in notebooks:
             run(notebook)

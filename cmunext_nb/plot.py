@@ -199,8 +199,7 @@ def show_grid(
     v = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, dtype=float)
     if v.ndim != 2: raise ValueError(f"show_grid draws a matrix (H, W), not shape {v.shape}")
     ax, limit = ax or plt.subplots(figsize=SIZES["square"])[1], limit or np.abs(v).max() or 1
-    shade = (v / limit).clip(-1, 1)[..., None]
-    ax.imshow(1 - np.where(shade < 0, -shade * (1 - rgb("#5aa0cc")), shade * (1 - rgb("#f0b84a"))))
+    ax.imshow(_shades(v, limit))
     for i in range(v.shape[0] + 1): ax.axhline(i - 0.5, color=COLORS["line"], lw=1.2)
     for j in range(v.shape[1] + 1): ax.axvline(j - 0.5, color=COLORS["line"], lw=1.2)
     ax.set_axis_off()
@@ -209,7 +208,12 @@ def show_grid(
     if title is not None: ax.set_title(title)
     return ax
 
-# %% ../nbs/09_plot.ipynb #6a53c2f9
+# %% ../nbs/09_plot.ipynb #951f1094
+def _shades(values, limit):
+    "Numbers as colours, float (..., 3): white at zero, blue below and orange above, strongest from `limit` on."
+    shade = (values / limit).clip(-1, 1)[..., None]
+    return 1 - np.where(shade < 0, -shade * (1 - rgb("#5aa0cc")), shade * (1 - rgb("#f0b84a")))
+
 def _number(x, digits):
     "A number with at most so many decimals: 1 for 1.00, and 0 for what rounds to -0.00."
     text = f"{x:.{digits}f}"
