@@ -8,7 +8,7 @@ WORKERS ?= 2
 # One thread a worker while several notebooks run at once: more would only make them wait for each other.
 NB_ENV := CMUNEXT_QUIET=1 OMP_NUM_THREADS=1 MPLBACKEND=agg
 
-.PHONY: help demo lab test check test-notebooks test-python test-wheel docs notebooks readme export bench clean
+.PHONY: help demo lab test check test-notebooks test-python test-labs test-browser test-wheel docs notebooks readme export bench clean
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
@@ -36,7 +36,7 @@ demo: $(VENV)/.user  ## train CMUNeXt-S on the bundled synthetic ultrasound, rep
 lab: $(VENV)/.lab  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs/index.ipynb
 
-test: check test-notebooks test-python test-wheel  ## everything that CI checks
+test: check test-notebooks test-python test-labs test-browser test-wheel  ## everything that CI checks
 	@echo "All checks passed."
 
 check: $(VENV)/.dev  ## export and clean leave no diff, README equals index, notebooks are clean, the site builds
@@ -48,6 +48,13 @@ test-notebooks: $(VENV)/.dev  ## every notebook runs from the top
 
 test-python: $(VENV)/.dev  ## the tests that would clutter a notebook
 	CMUNEXT_QUIET=1 $(BIN)/python -m pytest
+
+test-labs: $(VENV)/.dev  ## the labs under the ipywidgets of Colab (7.7); the tests above run them under the newest
+	CMUNEXT_QUIET=1 $(BIN)/python .ci/old_widgets.py
+
+test-browser: $(VENV)/.dev  ## every lab in JupyterLab and a headless browser; screenshots in artifacts/browser
+	$(BIN)/python .ci/browser.py
+	CMUNEXT_QUIET=1 $(BIN)/python -m pytest tests/browser -m browser
 
 test-wheel: $(VENV)/.dev  ## the built wheel, installed on its own, imports and predicts
 	$(BIN)/python .ci/wheel.py

@@ -10,10 +10,10 @@ parser = ConfigParser(delimiters=["="])
 parser.read(HERE / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 
-USER_EXTRAS = ("lab", "explain", "deploy", "hub")
+USER_EXTRAS = ("lab", "explain", "zoo", "deploy", "hub")
 extras = {name: cfg[f"{name}_requirements"].split() for name in USER_EXTRAS}
 extras["all"] = sorted({r for name in USER_EXTRAS for r in extras[name]})
-extras["dev"] = sorted({*cfg["dev_requirements"].split(), *extras["lab"], *extras["explain"]})
+extras["dev"] = sorted({*cfg["dev_requirements"].split(), *extras["lab"], *extras["explain"], *extras["zoo"]})
 
 # The README links to files of the repository; a package page needs whole addresses.
 readme = (HERE / "README.md").read_text(encoding="utf-8")
