@@ -1,0 +1,78 @@
+"""How long looking takes: python benchmarks/receptive_field.py [--threads 2] [--rounds 5] [--out FILE]
+
+Times `receptive_field` (theory, no gradient) for the three variants, `effective_receptive_field` on 16 images of 256 px with
+CMUNeXt-S (target: 5 s on 2 cores), and one movement of each kind of the ReceptiveFieldLab (targets: 150 ms where no gradient is
+needed, 400 ms where one is). Each is run once to warm up and then in several rounds; the median and the best are reported, since
+other work on the machine can only slow it down. Prints JSON; absolute times belong to the machine.
+"""
+import argparse, json, os, platform, statistics, time
+from pathlib import Path
+
+import torch
+from cmunext_nb.model import create_model
+from cmunext_nb.phantom import make_phantom
+from cmunext_nb.receptive_field import effective_receptive_field, receptive_field
+
+
+def machine():
+    "What the figures depend on."
+    cpu = platform.processor() or platform.machine()
+    try: cpu = next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
+    except (OSError, StopIteration): pass
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return dict(cpu=cpu, cores=os.cpu_count(), threads=torch.get_num_threads(), load=load and round(load, 1), torch=torch.__version__,
+                python=platform.python_version(), system=platform.system())
+
+
+def timed(action, rounds):
+    "Median and best milliseconds of an action that is given the number of the round."
+    action(0)
+    taken = []
+    for i in range(1, rounds + 1):
+        start = time.perf_counter()
+        action(i)
+        taken.append(1000 * (time.perf_counter() - start))
+    return dict(median_ms=round(statistics.median(taken), 1), best_ms=round(min(taken), 1))
+
+
+def functions(rounds):
+    "The two functions themselves."
+    nets = {name: create_model(name) for name in ("cmunext_s", "cmunext", "cmunext_l")}
+    images, small = make_phantom(16, 256, 5)[0], nets["cmunext_s"]
+    rows = {f"theory, {name}, {layer or 'logits'}": timed(lambda i: receptive_field(net, layer), rounds)
+            for name, net in nets.items() for layer in ("encoder.4", None)}
+    rows["effective, cmunext_s, logits, 1 image"] = timed(lambda i: effective_receptive_field(small, images[i:i + 1]), rounds)
+    rows["effective, cmunext_s, logits, 16 images"] = dict(timed(lambda i: effective_receptive_field(small, images), min(rounds, 3)), target_ms=5000)
+    return rows
+
+
+def lab(rounds):
+    "One movement of each kind in the lab, as a reader makes it: one control, one picture."
+    from cmunext_nb.labs.receptive_field import ReceptiveFieldLab
+    model = create_model("cmunext_s", pretrained="phantom")
+    made = ReceptiveFieldLab(model, make_phantom(4, 256, 5)[0])
+    def move(name, values, heat):
+        made.put(heat=heat)
+        return lambda i: setattr(made.controls[name], "value", values[i % len(values)])
+    rows = {}
+    places, layers, kernels = list(range(8, 250, 9)), ["encoder.4", "encoder.3", "encoder.2", "decoder.0"], list(range(3, 31, 2))
+    for heat, target in (("none", 150), ("logarithmic", 400)):
+        for name, values in (("row", places), ("layer", layers), ("K5", kernels), ("image", [0, 1, 2, 3])):
+            rows[f"{name}, heat {heat}"] = dict(timed(move(name, values, heat), rounds), target_ms=target)
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    result = dict(machine=machine(), size=256, rounds=args.rounds, functions=functions(args.rounds), lab=lab(args.rounds))
+    result["met"] = all(row["best_ms"] <= row["target_ms"] for part in ("functions", "lab") for row in result[part].values() if "target_ms" in row)
+    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__": main()
