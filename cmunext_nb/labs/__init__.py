@@ -32,6 +32,7 @@ def _house():
                 try: yield
                 finally: _STYLED.clear()
 
+# %% ../../nbs/39_labs.ipynb #0c1f5f54
 def new_figure(
     width: float = 8.4, # inches
     height: float = 4.2, # inches
@@ -41,6 +42,7 @@ def new_figure(
     from matplotlib.figure import Figure
     with _house(): return Figure(figsize=(width, height), dpi=dpi, layout="none")
 
+# %% ../../nbs/39_labs.ipynb #c015823a
 def png(
     figure, # matplotlib Figure
 ) -> bytes:
@@ -62,6 +64,7 @@ def _titled(widget):
     widget.set_trait("tooltip" if widget.has_trait("tooltip") else "description_tooltip", widget.description)
     return widget
 
+# %% ../../nbs/39_labs.ipynb #80416f8b
 def slider(
     label: str, # read aloud, and shown to the left
     value, # at the start: int or float
@@ -75,6 +78,7 @@ def slider(
     return _titled(kind(value=value, min=low, max=high, step=step or (1 if whole else (high - low) / 100), description=label,
                         continuous_update=False, style=_LABEL, layout=_layout(), **options))
 
+# %% ../../nbs/39_labs.ipynb #8ef7d01a
 def choice(
     label: str, # read aloud, and shown to the left
     options, # names, or pairs (name, value)
@@ -86,6 +90,7 @@ def choice(
     first = options[0][1] if isinstance(options[0], tuple) else options[0]
     return _titled(widgets.Dropdown(options=options, value=first if value is None else value, description=label, style=_LABEL, layout=_layout()))
 
+# %% ../../nbs/39_labs.ipynb #db2611ec
 def switch(
     label: str, # read aloud, and shown to the right of the box
     value: bool = False, # at the start
@@ -93,6 +98,7 @@ def switch(
     "A box to be ticked."
     return _titled(widgets.Checkbox(value=value, description=label, indent=True, style=_LABEL, layout=_layout()))
 
+# %% ../../nbs/39_labs.ipynb #4c7f6217
 def button(
     label: str, # on the button
     on_click, # called without arguments
@@ -118,6 +124,7 @@ def _empty(uploader):
         if uploader.has_trait(name): setattr(uploader, name, nothing)
     uploader.set_trait("value", type(uploader.value)())  # read-only in version 7, where the counter has emptied it
 
+# %% ../../nbs/39_labs.ipynb #392d8234
 def upload(
     on_image, # called with (name, pixels uint8 (C, H, W)) for each image that can be read
     on_error, # called with a sentence where it cannot
@@ -137,6 +144,13 @@ def upload(
     made.observe(read, "value")
     return made
 
+# %% ../../nbs/39_labs.ipynb #f9b36a16
+def _beside(picture, sentence, controls, more):
+    "The picture, the controls beside it (below it where the page is narrow), the sentence under both."
+    rows = [widgets.Box(list(part), layout=widgets.Layout(flex_flow="row wrap")) for part in (controls, more) if part]
+    panel = widgets.VBox(rows, layout=widgets.Layout(flex="1 1 350px", min_width="350px"))
+    return [widgets.HBox([picture, panel], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start")), sentence]
+
 # %% ../../nbs/39_labs.ipynb #d1508350
 class Lab(widgets.VBox):
     "Base of the labs: controls, a picture of fixed size, a sentence. A subclass has `draw(figure, **state)` and may have `words(**state)`."
@@ -152,15 +166,9 @@ class Lab(widgets.VBox):
         self.picture = widgets.Image(format="png", layout=fixed)
         self.sentence = widgets.HTML(layout=widgets.Layout(min_height=f"{1.5 * self.lines:.1f}em", width="auto"))
         for control in self._valued().values(): control.observe(self._changed, "value")
-        rows = [widgets.Box(list(part), layout=widgets.Layout(flex_flow="row wrap")) for part in (self.controls.values(), more) if part]
-        panel = widgets.VBox(rows, layout=widgets.Layout(flex="1 1 350px", min_width="350px"))
-        super().__init__([widgets.HBox([self.picture, panel], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start")), self.sentence])
+        super().__init__(_beside(self.picture, self.sentence, self.controls.values(), more))
         self._quiet = False
         self.refresh()
-
-    def _valued(self): return {n: c for n, c in self.controls.items() if hasattr(c, "value")}
-    def _changed(self, change):
-        if not self._quiet: self.refresh()
 
     @property
     def state(self):
@@ -175,11 +183,23 @@ class Lab(widgets.VBox):
         "What is to be seen, as one or two sentences of plain text."
         return ""
 
+# %% ../../nbs/39_labs.ipynb #26ae4a39
+def _valued(self): return {n: c for n, c in self.controls.items() if hasattr(c, "value")}
+
+def _changed(self, change):
+    if not self._quiet: self.refresh()
+
+def _only_known(self, values):
+    "A `ValueError` for a name that is no control."
+    unknown = set(values) - set(self._valued())
+    if unknown: raise ValueError(f"{type(self).__name__} has no control {sorted(unknown)[0]!r}; it has {', '.join(self._valued())}.")
+
+Lab._valued, Lab._changed, Lab._only_known = _valued, _changed, _only_known
+
 # %% ../../nbs/39_labs.ipynb #9335de1f
 def _put(self, **values):
     "Move several controls by name, and draw once."
-    unknown = set(values) - set(self._valued())
-    if unknown: raise ValueError(f"{type(self).__name__} has no control {sorted(unknown)[0]!r}; it has {', '.join(self._valued())}.")
+    self._only_known(values)
     quiet, before, self._quiet = self._quiet, self.state, True
     try:
         for name, value in values.items(): self.controls[name].value = value
@@ -191,15 +211,16 @@ def _put(self, **values):
     self.refresh()
     return self
 
+# %% ../../nbs/39_labs.ipynb #39f53515
 def _figure(self, **values):
     "The picture as a matplotlib Figure, without widgets: of the present state, with some values replaced."
-    unknown = set(values) - set(self._valued())
-    if unknown: raise ValueError(f"{type(self).__name__} has no control {sorted(unknown)[0]!r}; it has {', '.join(self._valued())}.")
+    self._only_known(values)
     with _house():
         made = new_figure(*self.size)
         self.draw(made, **{**self.state, **values})
     return made
 
+# %% ../../nbs/39_labs.ipynb #3fb7fad8
 def _refresh(self):
     "Draw the present state; an error becomes the sentence."
     try:
