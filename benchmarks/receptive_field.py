@@ -47,18 +47,18 @@ def functions(rounds):
 
 
 def lab(rounds):
-    "One movement of each kind in the lab, as a reader makes it: one control, one picture."
+    "One movement of each kind in the lab, as a reader makes it: one control, one new picture that was not seen before."
     from cmunext_nb.labs.receptive_field import ReceptiveFieldLab
-    model = create_model("cmunext_s", pretrained="phantom")
-    made = ReceptiveFieldLab(model, make_phantom(4, 256, 5)[0])
-    def move(name, values, heat):
-        made.put(heat=heat)
-        return lambda i: setattr(made.controls[name], "value", values[i % len(values)])
-    rows = {}
-    places, layers, kernels = list(range(8, 250, 9)), ["encoder.4", "encoder.3", "encoder.2", "decoder.0"], list(range(3, 31, 2))
-    for heat, target in (("none", 150), ("logarithmic", 400)):
-        for name, values in (("row", places), ("layer", layers), ("K5", kernels), ("image", [0, 1, 2, 3])):
-            rows[f"{name}, heat {heat}"] = dict(timed(move(name, values, heat), rounds), target_ms=target)
+    model, images, rows = create_model("cmunext_s", pretrained="phantom"), make_phantom(rounds + 1, 256, 5)[0], {}
+    layers = ["encoder.4", "encoder.3", "encoder.2", "encoder.1", "decoder.0", "decoder.1", "decoder.2", "encoder.4.blocks", "encoder.3.blocks"]
+    values = dict(row=range(8, 250, 9), image=range(rounds + 1), layer=layers, K5=range(3, 21, 2))
+    for heat, layer, target in (("none", "encoder.4", 150), ("none", "logits", 150), ("logarithmic", "encoder.4", 400), ("logarithmic", "logits", 400)):
+        for name in values:
+            if name == "layer" and layer == "logits": continue
+            made = ReceptiveFieldLab(model, images).put(heat=heat, layer=layer)
+            options = [v for v in values[name] if v != made.state[name] and (name != "layer" or v in made.layers)]
+            move = lambda i: setattr(made.controls[name], "value", options[i % len(options)])
+            rows[f"{name}, at {layer}, heat {heat}"] = dict(timed(move, min(rounds, len(options) - 1)), target_ms=target)
     return rows
 
 
@@ -70,7 +70,7 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     result = dict(machine=machine(), size=256, rounds=args.rounds, functions=functions(args.rounds), lab=lab(args.rounds))
-    result["met"] = all(row["best_ms"] <= row["target_ms"] for part in ("functions", "lab") for row in result[part].values() if "target_ms" in row)
+    result["met"] = all(row["median_ms"] <= row["target_ms"] for part in ("functions", "lab") for row in result[part].values() if "target_ms" in row)
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
 

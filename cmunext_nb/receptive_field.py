@@ -455,7 +455,8 @@ def effective_receptive_field(
             gradient, = torch.autograd.grad(out[:, :, row, column].sum(), part, allow_unused=True)
             if gradient is not None: total = total + gradient.abs().sum((0, 1)).double().cpu()
     if isinstance(total, int) or not total.isfinite().all() or not total.sum() > 0:
-        raise ValueError(f"{name} at ({row}, {column}) passes no gradient back to these images, or an infinite one: the weights are zero, or not finite.")
+        raise ValueError(f"{name} at ({row}, {column}) passes no gradient back to these images, or an infinite one: all of it is cut off by a ReLU there, "
+                         "or weights are zero or not finite. Choose another position, or more images.")
     return (total / total.sum()).float()
 
 # %% ../nbs/20_receptive_field.ipynb #ba57562f

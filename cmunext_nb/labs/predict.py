@@ -33,7 +33,7 @@ class PredictLab(Lab):
         self.model = create_model("cmunext_s", pretrained="phantom").eval() if model is None else model
         self.scans, self.predict_size, self._answers = _scans(images, masks), predict_size, {}
         controls = dict(scan=choice("Image", [(s["name"], i) for i, s in enumerate(self.scans)]), threshold=slider("Threshold", 0.5, 0.0, 1.0, 0.01),
-                        mirror=switch("Average with the mirror image"), truth=switch("Show the true mask", True), pixel_size=_millimetres())
+                        mirror=switch("Average with mirror"), truth=switch("Show the true mask", True), pixel_size=_millimetres())
         self.link = widgets.HTML(layout=widgets.Layout(min_height="2em"))
         super().__init__(controls, [upload(self._take, lambda why: self.tell(why, wrong=True)), button("Forget my image", self.forget, "trash"),
                                     button("Make a PNG", self._offer, "download"), self.link])
