@@ -66,7 +66,9 @@ def watch(
     "Inside the block, the dict that it yields holds each layer's last output by name, with its graph."
     caught, hooks = {}, []
     def keep(name):
-        def hook(module, inputs, output): caught[name] = as_logits(output)
+        def hook(module, inputs, output):
+            caught[name] = as_logits(output)
+            return output.clone() if isinstance(output, torch.Tensor) else None  # what follows may write into its input: ReLU(inplace=True)
         return hook
     try:
         for layer in layers:
@@ -151,7 +153,7 @@ def _measure_norms(model, x):
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     before = [m.momentum for m in norms]
     for m in norms: m.momentum = 1.0
-    model.train()(x)
+    model.train()(torch.cat([x, x.flip(-1)]) if len(x) == 1 else x)  # a norm behind a global pooling needs two values
     for m, momentum in zip(norms, before): m.momentum = momentum
     return model.eval()
 
