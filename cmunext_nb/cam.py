@@ -160,7 +160,7 @@ def _look(model, x, layers, shape, channel=0):
     if logits.ndim != 4: raise ValueError(f"The network gave shape {tuple(logits.shape)}: expected logits (N, num_classes, H, W).")
     if not 0 <= channel < logits.shape[1]: raise ValueError(f"channel={channel!r}: this network has the classes 0 to {logits.shape[1] - 1}.")
     if not torch.isfinite(logits).all(): raise ValueError("The network gave NaN or infinite logits: its weights are damaged. Load earlier weights.")
-    return resize(logits[:, channel:channel + 1].float(), shape)[0, 0], seen
+    with torch.enable_grad(): return resize(logits[:, channel:channel + 1].float(), shape)[0, 0], seen
 
 # %% ../nbs/21_gradcam.ipynb #4f0566e7
 def _gradients(logits, region, seen, layers):
@@ -169,7 +169,7 @@ def _gradients(logits, region, seen, layers):
         shape = tuple(seen[name].shape) if name in seen else None
         if shape is None or not seen[name].requires_grad: raise ValueError(f"The layer {name} has no part in this network's logits: choose another one.")
         if len(shape) != 4 or shape[2] * shape[3] < 2: raise ValueError(f"The layer {name} gives shape {shape}, which is no map (1, channels, height, width) of several places: choose another one.")
-    target = logits[torch.from_numpy(region).to(logits.device)].sum()
+    with torch.enable_grad(): target = logits[torch.from_numpy(region).to(logits.device)].sum()
     gradients = torch.autograd.grad(target, [seen[n] for n in layers], retain_graph=True, allow_unused=True)
     for name, g in zip(layers, gradients):
         if g is None: raise ValueError(f"The layer {name} has no part in the logits of this class: choose another one.")
@@ -200,7 +200,7 @@ class _Tensor(nn.Module):
 def _zeroing():
     "The library's ablation layer, which sets a channel to zero, as the paper does."
     from pytorch_grad_cam import AblationLayer
-    def call(self, x):
+    def call(self, x, *others):  # a decoder stage is called with its skip, too
         for i, channel in enumerate(self.indices[:len(self.activations)]): self.activations[i, channel] = 0
         return self.activations
     return type("Zeroing", (AblationLayer,), {"__call__": call})()
