@@ -41,8 +41,8 @@ def _controls(self, x):
     "The controls that this network has."
     (h, w), deepest = self.pixels.shape[2:], _deepest(self.given, x, self.layers)
     beside = [("random weights", "twin")] + [("the network as given", "given")] * bool(self.kernels) + [("the other network", "other")] * (self.other is not None)
-    made = dict(layer=choice("Layer", self.layers, deepest), row=slider("Row", h // 2, 0, h - 1), column=slider("Column", w // 2, 0, w - 1),
-                image=choice("Image", [(name, i) for i, name in enumerate(self.names)]),
+    made = dict(layer=choice("Layer", self.layers, deepest), image=choice("Image", [(name, i) for i, name in enumerate(self.names)]),
+                row=slider("Row", h // 2, 0, h - 1), column=slider("Column", w // 2, 0, w - 1),
                 heat=choice("Effective field", ["none", "linear", "logarithmic"], "logarithmic"), beside=choice("Beside it", beside))
     for i, k in enumerate(self.kernels, 1): made[f"K{i}"] = slider(f"K{i}", k, 1, max(21, *self.kernels), 2)
     if any(self.fields(key, "logits").at().unbounded for key in ("given", "other") if key == "given" or self.other is not None):
@@ -179,16 +179,16 @@ def _draw(self, figure, image, heat, **state):
 def _say(self, side, look, scale):
     "One sentence about one side."
     f = look.field
-    can = f"can see all of the image, whatever its size, through {' and '.join(f.through) or 'its layers'}" if f.unbounded else f"can see {f.height} x {f.width} pixels"
-    text = f"{side}, {_name(self, look)}: {look.layer} at {f.pixel} of {f.map_size[0]} x {f.map_size[1]} {can}, {f.share:.0%} of this image"
-    if not look.areas: return text + ("." if scale == "none" else "; no gradient comes through here, since all of it is cut off by a ReLU or the weights are zero.")
-    return text + f"; half of what moves it lies within {look.areas[0.5][0]} pixels ({look.areas[0.5][1]:.0%} of the image), 99 % within {look.areas[0.99][0]} ({look.areas[0.99][1]:.0%})."
+    can = f"can see all of the image, whatever its size, through {' and '.join(f.through) or 'its layers'}" if f.unbounded else f"can see {f.height} x {f.width} px"
+    text = f"{side}, {_name(self, look)}: {look.layer} at {f.pixel} of {f.map_size[0]} x {f.map_size[1]} {can}, {f.share:.0%} of the image"
+    if not look.areas: return text + ("." if scale == "none" else "; no gradient comes through here: a ReLU cuts it off, or weights are zero.")
+    return text + "; of what moves it, {} within {} px ({:.0%}), {} within {} px ({:.0%}).".format("half is", *look.areas[0.5], "99 %", *look.areas[0.99])
 
 def _words(self, **state):
     "Both sides, and what one should know about them."
     left, right = (self.look(side, **state) for side in ("left", "right"))
     said = [_say(self, side, look, state["heat"]) for side, look in (("Left", left), ("Right", right))]
-    if isinstance(left.key, tuple): said.append("There are no trained weights for these kernels, so the left network is new and its weights are random: compare its field, not what it has learned.")
+    if isinstance(left.key, tuple): said.append("These kernels have no trained weights, so the left network is new and its weights are random: compare its field, not what it has learned.")
     if right.layer != left.layer: said.append(f"The other network has no layer {left.layer}; its {right.layer} are shown.")
     return " ".join(said)
 
@@ -223,7 +223,7 @@ def _forget(self):
 # %% ../../nbs/41_receptive_field_lab.ipynb #a1d55a82
 class ReceptiveFieldLab(Lab):
     "What a layer can see from a pixel, what it does look at, and the same for a second network. Any network, any images."
-    size, lines = (8.4, 4.2), 4
+    size, lines = (8.4, 4.2), 6
     _controls, _built, _key, _layer_of, _effect, _panel = _controls, _built, _key, _layer_of, _effect, _panel
     _take, _drop, _list, fields, network, look = _take, _drop, _list, _fields, _network, _look
     draw, words, forget = _draw, _words, _forget
