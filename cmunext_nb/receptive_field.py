@@ -413,6 +413,7 @@ def show_field(
     if field.unclipped != field.box and not field.unbounded: boxes.append((field.unclipped, (0, (4, 3)), 1.2))
     for (top, left, bottom, right), style, width in boxes:
         ax.add_patch(plt.Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, ec=color, ls=style, lw=width))
+    if cell[0][2] - cell[0][0] < h / 40: ax.plot((cell[1][0] + cell[1][2] - 1) / 2, (cell[0][0] + cell[0][2] - 1) / 2, "+", color=color, ms=8)  # too small to be seen
     if label != "":
         text = f"{field.layer}: {'no end' if field.unbounded else f'{field.height} x {field.width}'}" if label is None else label
         ax.text(field.box[1] + 1, field.box[0] + 1, text, va="top", fontsize=7.5, color="white", bbox=dict(facecolor="black", alpha=0.65, lw=0, pad=1.5))

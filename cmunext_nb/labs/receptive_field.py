@@ -36,33 +36,13 @@ def _kernel_sizes(model):
     if not isinstance(model, CMUNeXt): return ()
     return tuple({**VARIANTS.get(config["name"], {}), **config["overrides"]}["kernel_sizes"])
 
-# %% ../../nbs/41_receptive_field_lab.ipynb #a1d55a82
-class ReceptiveFieldLab(Lab):
-    "What a layer can see from a pixel, what it does look at, and the same for a second network. Any network, any images."
-    size, lines = (8.4, 4.2), 4
-
-    def __init__(self,
-        model=None, # network; None: CMUNeXt-S trained on phantoms
-        images=None, # images as in `as_images`; None: four phantoms
-        other=None, # a second network to compare with; None: the model's twins only
-        size=None, # side, or (height, width), to which the images are brought; None keeps their own
-    ):
-        self.given = create_model("cmunext_s", pretrained="phantom").eval() if model is None else model
-        self.other, names = other, list(map(str, getattr(images, "names", ())))
-        self.pixels, x = as_images(self.given, make_phantom(4, size=256, seed=21)[0] if images is None else images, size)
-        self.names = names if len(names) == len(self.pixels) else [f"image {i}" for i in range(1, len(self.pixels) + 1)]
-        self.ours, self.kernels, self._nets, self._fields, self._heat = self.pixels, _kernel_sizes(self.given), {}, {}, {}
-        self.layers = _menu(self.given, x[:1])
-        more = [upload(self._take, lambda why: self.tell(why, wrong=True)), button("Forget my image", self.forget, "trash")]
-        super().__init__(self._controls(x[:1]), more)
-
 # %% ../../nbs/41_receptive_field_lab.ipynb #1d5bbafd
 def _controls(self, x):
     "The controls that this network has."
     (h, w), deepest = self.pixels.shape[2:], _deepest(self.given, x, self.layers)
     beside = [("random weights", "twin")] + [("the network as given", "given")] * bool(self.kernels) + [("the other network", "other")] * (self.other is not None)
-    made = dict(layer=choice("Layer", self.layers, deepest), row=slider("Row", h // 2, 0, h - 1), column=slider("Column", w // 2, 0, w - 1),
-                image=choice("Image", [(name, i) for i, name in enumerate(self.names)]),
+    made = dict(layer=choice("Layer", self.layers, deepest), image=choice("Image", [(name, i) for i, name in enumerate(self.names)]),
+                row=slider("Row", h // 2, 0, h - 1), column=slider("Column", w // 2, 0, w - 1),
                 heat=choice("Effective field", ["none", "linear", "logarithmic"], "logarithmic"), beside=choice("Beside it", beside))
     for i, k in enumerate(self.kernels, 1): made[f"K{i}"] = slider(f"K{i}", k, 1, max(21, *self.kernels), 2)
     if any(self.fields(key, "logits").at().unbounded for key in ("given", "other") if key == "given" or self.other is not None):
@@ -73,8 +53,6 @@ def _deepest(model, x, layers):
     "The last of the menu's layers with the smallest map."
     areas = {name: h * w for name, (_, h, w) in _map_sizes(model, x)[0]}
     return min(reversed(layers[:-1]), key=areas.get, default=layers[-1])
-
-ReceptiveFieldLab._controls = _controls
 
 # %% ../../nbs/41_receptive_field_lab.ipynb #5d606b5c
 def _kept(store, key, make, most):
@@ -106,8 +84,6 @@ def _network(self, key):
         except ValueError: return randomized(self._built(key), torch.cat([first, first.flip(-1)]))  # a norm over one number refuses
     return _kept(self._nets, ("measured", key), make, 8)
 
-ReceptiveFieldLab._built, ReceptiveFieldLab.network = _built, _network
-
 # %% ../../nbs/41_receptive_field_lab.ipynb #d6d7bd32
 def _fields(self, key, layer, local=False):
     "The fields of all positions of a layer."
@@ -123,8 +99,6 @@ def _layer_of(self, key, layer):
     if key != "other" or layer == "logits": return layer
     try: return find_layer(self.other, layer)[0]
     except ValueError: return "logits"
-
-ReceptiveFieldLab.fields, ReceptiveFieldLab._key, ReceptiveFieldLab._layer_of = _fields, _key, _layer_of
 
 # %% ../../nbs/41_receptive_field_lab.ipynb #36e1ff82
 def _look(self,
@@ -153,7 +127,6 @@ def _effect(self, key, layer, cell, center, image):
     return _kept(self._heat, (key, layer, cell, image), make, 64)
 
 _SHARES = tuple(s / 20 for s in range(1, 20)) + (0.99,)
-ReceptiveFieldLab.look, ReceptiveFieldLab._effect = _look, _effect
 
 # %% ../../nbs/41_receptive_field_lab.ipynb #49a10f47
 def _name(self, look):
@@ -188,7 +161,7 @@ def _curves(figure, place, looks, side, scale):
     for i, (look, tone, style) in enumerate(zip(looks, tones, ("-", (0, (4, 2))))):
         reach = min(max(look.field.height, look.field.width), 1.6 * side)
         if bars: ax.barh(1 - i, reach, color=tone, height=0.45)
-        else: ax.plot([reach], [0], "|", color=tone, ms=22 - 12 * i, mew=2.5, clip_on=False)
+        else: ax.plot([reach, reach], [0, 0.12 - 0.06 * i], color=tone, lw=3, solid_capstyle="butt")
         if look.areas: ax.plot([0, *(a for a, _ in look.areas.values())], [0, *look.areas], color=tone, ls=style, lw=1.8)
     ax.axvline(side, color=COLORS["ink"], ls=":", lw=1)
     ax.set(xlim=(0, 1.6 * side), xticks=[0, side], ylim=(-0.6, 1.6) if bars else (0, 1))
@@ -202,26 +175,22 @@ def _draw(self, figure, image, heat, **state):
     for look, x in zip(looks, (0.01, 0.385)): self._panel(figure, (x, 0.17, 0.36, 0.72), look, image, heat)
     _curves(figure, (0.79, 0.26, 0.19, 0.5), looks, max(self.pixels.shape[2:]), heat)
 
-ReceptiveFieldLab._panel, ReceptiveFieldLab.draw = _panel, _draw
-
 # %% ../../nbs/41_receptive_field_lab.ipynb #5e9b3d36
 def _say(self, side, look, scale):
     "One sentence about one side."
     f = look.field
-    can = f"can see all of the image, whatever its size, through {' and '.join(f.through) or 'its layers'}" if f.unbounded else f"can see {f.height} x {f.width} pixels"
-    text = f"{side}, {_name(self, look)}: {look.layer} at {f.pixel} of {f.map_size[0]} x {f.map_size[1]} {can}, {f.share:.0%} of this image"
-    if not look.areas: return text + ("." if scale == "none" else "; no gradient comes through here, since all of it is cut off by a ReLU or the weights are zero.")
-    return text + f"; half of what moves it lies within {look.areas[0.5][0]} pixels ({look.areas[0.5][1]:.0%} of the image), 99 % within {look.areas[0.99][0]} ({look.areas[0.99][1]:.0%})."
+    can = f"can see all of the image, whatever its size, through {' and '.join(f.through) or 'its layers'}" if f.unbounded else f"can see {f.height} x {f.width} px"
+    text = f"{side}, {_name(self, look)}: {look.layer} at {f.pixel} of {f.map_size[0]} x {f.map_size[1]} {can}, {f.share:.0%} of the image"
+    if not look.areas: return text + ("." if scale == "none" else "; no gradient comes through here: a ReLU cuts it off, or weights are zero.")
+    return text + "; of what moves it, {} within {} px ({:.0%}), {} within {} px ({:.0%}).".format("half is", *look.areas[0.5], "99 %", *look.areas[0.99])
 
 def _words(self, **state):
     "Both sides, and what one should know about them."
     left, right = (self.look(side, **state) for side in ("left", "right"))
     said = [_say(self, side, look, state["heat"]) for side, look in (("Left", left), ("Right", right))]
-    if isinstance(left.key, tuple): said.append("There are no trained weights for these kernels, so the left network is new and its weights are random: compare its field, not what it has learned.")
+    if isinstance(left.key, tuple): said.append("These kernels have no trained weights, so the left network is new and its weights are random: compare its field, not what it has learned.")
     if right.layer != left.layer: said.append(f"The other network has no layer {left.layer}; its {right.layer} are shown.")
     return " ".join(said)
-
-ReceptiveFieldLab.words = _words
 
 # %% ../../nbs/41_receptive_field_lab.ipynb #eb866938
 def _take(self, name, pixels):
@@ -251,4 +220,25 @@ def _forget(self):
     self._drop()
     self._list(0)
 
-ReceptiveFieldLab._take, ReceptiveFieldLab._drop, ReceptiveFieldLab._list, ReceptiveFieldLab.forget = _take, _drop, _list, _forget
+# %% ../../nbs/41_receptive_field_lab.ipynb #a1d55a82
+class ReceptiveFieldLab(Lab):
+    "What a layer can see from a pixel, what it does look at, and the same for a second network. Any network, any images."
+    size, lines = (8.4, 4.2), 6
+    _controls, _built, _key, _layer_of, _effect, _panel = _controls, _built, _key, _layer_of, _effect, _panel
+    _take, _drop, _list, fields, network, look = _take, _drop, _list, _fields, _network, _look
+    draw, words, forget = _draw, _words, _forget
+
+    def __init__(self,
+        model=None, # network; None: CMUNeXt-S trained on phantoms
+        images=None, # images as in `as_images`; None: four phantoms
+        other=None, # a second network to compare with; None: the model's twins only
+        size=None, # side, or (height, width), to which the images are brought; None keeps their own
+    ):
+        self.given = create_model("cmunext_s", pretrained="phantom").eval() if model is None else model
+        self.other, names = other, list(map(str, getattr(images, "names", ())))
+        self.pixels, x = as_images(self.given, make_phantom(4, size=256, seed=21)[0] if images is None else images, size)
+        self.names = names if len(names) == len(self.pixels) else [f"image {i}" for i in range(1, len(self.pixels) + 1)]
+        self.ours, self.kernels, self._nets, self._fields, self._heat = self.pixels, _kernel_sizes(self.given), {}, {}, {}
+        self.layers = _menu(self.given, x[:1])
+        more = [upload(self._take, lambda why: self.tell(why, wrong=True)), button("Forget my image", self.forget, "trash")]
+        super().__init__(self._controls(x[:1]), more)
