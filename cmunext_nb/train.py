@@ -6,15 +6,16 @@
 __all__ = ['recipes', 'Recipe', 'get_recipe', 'learning_rate', 'pick_device', 'cpu_has_bfloat16', 'pick_precision',
            'WeightAverage', 'evaluate', 'History', 'Run', 'start_run', 'get_batch', 'train_step', 'fit', 'main']
 
-# %% ../nbs/15_train.ipynb #fc4b5d33
+# %% ../nbs/15_train.ipynb #f984a8f2
 import argparse, copy, hashlib, json, math, os, sys, time, warnings, zlib
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 import torch
 from torch import distributed as dist, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from .model import create_model, unknown_name
 from .weights import atomic_write, preprocess, save_weights, to_channels
 from .augment import augment, augmentations
@@ -316,6 +317,7 @@ class Run:
     loss_sum: float = 0.0 # of the running epoch, times images
     images_seen: int = 0 # in the running epoch
     quiet: bool = True # print nothing
+    draws: bool | None = None # does the network draw random numbers, as dropout does? None until a step has shown it
     rank: int = 0 # number of this process
     world: int = 1 # processes
 
@@ -429,6 +431,34 @@ def get_batch(
     x = preprocess(to_channels(images, _in_channels(run.model)), getattr(run.model, "preprocess", "imagenet"))
     return x.contiguous(memory_format=_layout(run.device, run.recipe.amp)), masks.float()
 
+# %% ../nbs/15_train.ipynb #8a6bb2b6
+class _BeforeDraw(TorchDispatchMode):
+    "Calls a function before the first operation that draws from torch's generator. It sees the operations of its own thread alone."
+    def __init__(self, call):
+        super().__init__()
+        self.call = call
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if self.call and torch.Tag.nondeterministic_seeded in getattr(func, "tags", ()):
+            call, self.call = self.call, None
+            call()
+        return func(*args, **(kwargs or {}))
+
+# %% ../nbs/15_train.ipynb #b38bbcf1
+@contextmanager
+def _own_numbers(run, *place):
+    "A network that draws random numbers draws those of this place in the training; torch's generator is left as it was."
+    devices = [run.device] if run.device.type == "cuda" else []
+    with ExitStack() as stack:
+        def seed():
+            run.draws = True
+            stack.enter_context(torch.random.fork_rng(devices))
+            torch.manual_seed(_seed(run.seed, *place))
+        if run.draws: seed()
+        elif run.draws is None or run.images_seen == 0: stack.enter_context(_BeforeDraw(seed))
+        yield
+    run.draws = bool(run.draws)
+
 # %% ../nbs/15_train.ipynb #d5da6e84
 def _descend(run, loss):
     "Backward and one step of the optimizer, with the loss scaled where float16 needs it."
@@ -462,9 +492,8 @@ def train_step(
     _set_size(run)
     run.lr = learning_rate(run.recipe, run.step, run.steps)
     for group in run.optimizer.param_groups: group["lr"] = run.lr
-    torch.manual_seed(_seed(run.seed, "dropout", run.step, run.rank))
     x, masks = get_batch(run, index)
-    with _autocast(run.device, run.dtype): logits = run.net(x)
+    with _own_numbers(run, "dropout", run.step, run.rank), _autocast(run.device, run.dtype): logits = run.net(x)
     loss = run.loss_fn(logits.float(), masks)
     run.loss = loss.item()
     if not math.isfinite(run.loss): _not_finite(run, index)
@@ -568,7 +597,9 @@ def _validate(run):
     if run.valid is None or not again: return row
     models = {"": run.average.model, "raw_": run.model} if run.average else {"": run.model}
     for prefix, model in models.items():
-        try: scores = _scores(*_count(model, run.valid, run.device, run.dtype, run.loss_fn, 16, run.rank, run.world))
+        try:
+            with _own_numbers(run, "validation", run.step, run.rank):
+                scores = _scores(*_count(model, run.valid, run.device, run.dtype, run.loss_fn, 16, run.rank, run.world))
         except ValueError as e:  # NaN in the logits
             raise FloatingPointError(f"validation after epoch {run.epoch + 1} failed: {e}. Try a lower lr or clip=1.0") from e
         row.update({prefix + {"loss": "valid_loss"}.get(k, k): v for k, v in scores.items() if k != "n"})
@@ -713,10 +744,9 @@ def fit(
     state, where = found[0]
     if state: _restore(run, state, where)
     if not run.quiet: _announce(run)
-    with torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):
-        try: _train(run, on_step, on_epoch)
-        except KeyboardInterrupt: _kept_after_interrupt(run)
-        finally: _use_average(run)
+    try: _train(run, on_step, on_epoch)
+    except KeyboardInterrupt: _kept_after_interrupt(run)
+    finally: _use_average(run)
     _save_curves(run)
     return run.history
 

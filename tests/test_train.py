@@ -116,6 +116,44 @@ def test_dropout_and_the_random_state_outside():
     assert torch.equal(torch.rand(3), expected)
 
 
+class Dropping(nn.Module):
+    "A network with dropout that, from a given training step on, is at work."
+    def __init__(self, first=0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.left = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Dropout(0.5), nn.Conv2d(4, 1, 1)), first
+
+    def forward(self, x):
+        self.left -= self.training
+        self.net[1].p = 0.5 if self.left < 0 else 0.0
+        return self.net(x)
+
+
+@pytest.mark.parametrize("net", [tiny, Dropping, lambda: Dropping(3)])
+def test_numbers_drawn_between_steps_and_the_training_do_not_disturb_each_other(net):
+    settings = dict(recipe="paper", batch_size=2, epochs=2)
+    alone, _ = train(net(), **settings)
+    model, drawn = net(), []
+    torch.manual_seed(5)
+    expected, _ = [torch.rand(1).item() for _ in range(6)], torch.manual_seed(5)
+    assert same(train(model, on_step=lambda run: drawn.append(torch.rand(1).item()), **settings)[0], alone)
+    assert drawn == expected
+
+
+def test_a_network_without_dropout_never_touches_the_generator_that_all_threads_share(monkeypatch):
+    "So numbers drawn in another thread, at any moment of a step, are what they would have been, and the training too."
+    model, touched = tiny(), []
+    for name in ("manual_seed", "set_rng_state"): monkeypatch.setattr(torch, name, lambda *a, **k: touched.append(a))
+    monkeypatch.setattr(torch.random, "set_rng_state", lambda *a, **k: touched.append(a))
+    train(model, epochs=1)
+    assert not touched
+    monkeypatch.undo()
+    model = Dropping()
+    monkeypatch.setattr(torch, "manual_seed", lambda *a, **k: touched.append(a))
+    train(model, epochs=1, recipe="paper", batch_size=3)
+    assert len(touched) == 3  # two steps and a validation
+
+
 @pytest.mark.parametrize("change, field", [(dict(epochs=5), "recipe.epochs"), (dict(lr=0.1), "recipe.lr"), (dict(seed=1), "seed"),
                                            (dict(model="wide"), "model"), (dict(data="more"), "training_set")])
 def test_a_state_of_another_training_names_the_difference(tmp_path, change, field):
