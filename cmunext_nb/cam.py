@@ -115,19 +115,19 @@ class CAM:
 # %% ../nbs/21_gradcam.ipynb #84e789c8
 def _short(x): return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
-def _mark(ax, region, color="truth"):
+def _mark(ax, region, color="white"):
     "Outline a region; a ring around one of a few pixels, which an outline would not show."
     from cmunext_nb.plot import COLORS, outline
-    if region.sum() > 16: return ax.contour(region.astype(float), [0.5], colors=[COLORS[color]], linewidths=1.3)
+    if region.sum() > 16: return ax.contour(region.astype(float), [0.5], colors=[COLORS.get(color, color)], linewidths=1.1)
     y, x = (v.mean() for v in np.nonzero(region))
-    ax.plot(x, y, "o", ms=9, mfc="none", mec=COLORS[color], mew=1.6)
+    ax.plot(x, y, "o", ms=9, mfc="none", mec=COLORS.get(color, color), mew=1.6)
 
 # %% ../nbs/21_gradcam.ipynb #76deabf1
 def show_cam(
     cam: CAM, # also its method `figure`
     control: CAM = None, # the same question to another network, drawn beside it
 ): # matplotlib Figure
-    "The image with the region, the map over the image, and the control's map."
+    "The image with the region, the map, and the control's map, each with the region's outline."
     import matplotlib
     from matplotlib.figure import Figure
     from cmunext_nb.plot import heat, house_style, show_image
@@ -139,8 +139,9 @@ def show_cam(
         axes = figure.subplots(1, 1 + len(maps))
         show_image(_picture(cam), axes[0], cam.question)
         for ax, (title, one) in zip(axes[1:], maps):
-            heat(_picture(cam), one.map, ax, label=f"1 is raw {_short(one.raw_max)}", limits=(0, 1), alpha=0.75).set_title(title)
-        for ax in axes: _mark(ax, cam.region)
+            label = f"1 is raw {_short(one.raw_max)}" if one.raw_max else "nothing speaks for it"
+            heat(_picture(cam), one.map, ax, label=label, limits=(0, 1), alpha=1).set_title(title)
+        for ax, color in zip(axes, ("truth", "white", "white")): _mark(ax, cam.region, color)
     return figure
 
 # %% ../nbs/21_gradcam.ipynb #fd914ee6
@@ -200,7 +201,7 @@ class _Tensor(nn.Module):
 def _zeroing():
     "The library's ablation layer, which sets a channel to zero, as the paper does."
     from pytorch_grad_cam import AblationLayer
-    def call(self, x, *others):  # a decoder stage is called with its skip, too
+    def call(self, *inputs, **options):
         for i, channel in enumerate(self.indices[:len(self.activations)]): self.activations[i, channel] = 0
         return self.activations
     return type("Zeroing", (AblationLayer,), {"__call__": call})()
@@ -228,6 +229,7 @@ def _raw_map(method, model, x, layer, activation, gradient, region, channel=0):
     raw = torch.as_tensor(_formula(method, model, x, layer, activation, gradient, score)).float()
     if method == "ablationcam":
         with untouched(model), torch.no_grad(): raw = raw * score(as_logits(model(x))[0]).sign().cpu()
+    if "eigen" in method: raw = raw * ((activation * gradient).sum(0).cpu() * raw).sum().sign()  # a component has no sign: HiResCAM's side
     return raw.nan_to_num(0, 0, 0).relu()
 
 # %% ../nbs/21_gradcam.ipynb #8913b274

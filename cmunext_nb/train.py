@@ -541,6 +541,7 @@ def _restore(run, state, where):
     if run.scaler and state["scaler"]: run.scaler.load_state_dict(state["scaler"])
     run.epoch, run.step, run.loss_sum, run.images_seen = (state[k] for k in ("epoch", "step", "loss_sum", "images_seen"))
     run.history.rows[:] = [dict(r) for r in state["rows"]]
+    if run.step: run.lr = learning_rate(run.recipe, run.step - 1, run.steps)  # for the row of an epoch that was stopped after its last step
 
 # %% ../nbs/15_train.ipynb #5bf7e405
 def _find_state(run, resume):

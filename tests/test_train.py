@@ -74,7 +74,7 @@ def test_killed_and_resumed_is_bit_for_bit_the_same(tmp_path, whole):
     assert not list(tmp_path.glob(".*")), "left a temporary file behind"
 
 
-@pytest.mark.parametrize("step", [0, 4, 6])
+@pytest.mark.parametrize("step", [0, 2, 4, 6])
 def test_stopped_by_a_hook_goes_on_in_the_middle_of_an_epoch(tmp_path, whole, step):
     stop = lambda run: run.step <= step
     for out, resume in ((tmp_path, lambda h: True), (None, lambda h: h), (None, lambda h: h.state)):

@@ -127,7 +127,7 @@ def _draw(self, figure, deletion, **state):
         if one is None: show_image(_picture(cam), ax)
         else: heat(_picture(cam), one.map, ax, label=None, limits=(0, 1), alpha=0.75)
         ax.set_title(title, fontsize=8.5)
-        _mark(ax, cam.region)
+        _mark(ax, cam.region, "truth" if one is None else "white")
     _worth_bars(figure.add_axes((0.085, 0.105, 0.26, 0.17)), cam, twin)
     _curve_panel(figure.add_axes((0.45, 0.105, 0.53, 0.2)), self._deleted(cam, twin) if deletion else None)
 
