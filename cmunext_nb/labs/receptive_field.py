@@ -104,7 +104,7 @@ def _layer_of(self, key, layer):
 def _look(self,
     side="left", # "left" or "right"
     **values, # values of controls that replace the present ones
-): # namespace: key, layer, field, center, erf, areas
+): # namespace: key, layer, place, field, center, erf, areas
     "What one side of the picture shows, as numbers; `erf` and `areas` are None without heat, and where no gradient comes through."
     state = {**self.state, **values}
     key, size = self._key(side, state["beside"], state), self.pixels.shape[2:]
@@ -114,7 +114,7 @@ def _look(self,
     cell = tuple(p * m // s for p, m, s in zip(place, fields.map_size, size))
     center = tuple(int((c + 0.5) * s / m) for c, m, s in zip(cell, fields.map_size, size))
     erf, areas = self._effect(key, layer, cell, center, state["image"]) if state["heat"] != "none" else (None, None)
-    return SimpleNamespace(key=key, layer=layer, field=fields.at(cell), center=center, erf=erf, areas=areas)
+    return SimpleNamespace(key=key, layer=layer, place=place, field=fields.at(cell), center=center, erf=erf, areas=areas)
 
 def _effect(self, key, layer, cell, center, image):
     "The effective field on one image, and the squares that hold its shares."
@@ -151,6 +151,7 @@ def _panel(self, figure, place, look, image, scale):
         if scale == "logarithmic": m, limits = m.clamp(min=1e-5).log10(), (-4, 0)
         draw_heat(self.pixels[image], m, ax, None, 0.7, limits)
         show_field(look.field, None, ax, "fn", "", 0.14)
+    for color, width in (("black", 3), ("white", 1.2)): ax.plot(*look.place[::-1], "+", ms=8, mew=width, color=color)
     figure.text(x, y + h + 0.02, _name(self, look), fontsize=9, fontweight="bold")
     figure.text(x, y - 0.02, _numbers(look, scale), fontsize=8, va="top", linespacing=1.5)
 
