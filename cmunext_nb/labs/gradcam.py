@@ -41,7 +41,7 @@ class GradCAMLab(Lab):
         if images is None: images, masks = make_phantom(6, size=256, seed=21)
         self.model = create_model("cmunext_s", pretrained="phantom").eval() if model is None else model
         self.pixels, x = as_images(self.model, images, size)
-        n, self.shape = len(self.pixels), tuple(self.pixels.shape[-2:])
+        n, self.shape, self._given = len(self.pixels), tuple(self.pixels.shape[-2:]), self.pixels
         names = list(map(str, getattr(images, "names", ())))
         self.names, self.masks = names if len(names) == n else [f"scan {i}" for i in range(1, n + 1)], _true_masks(masks, images, n, self.shape)
         self.twin, self.own, self._passes, self._answers, self._curves = randomized(self.model, self.pixels[:8]), n, {}, {}, {}
@@ -157,7 +157,7 @@ def _take(self, name, pixels):
 
 def _forget_pixels(self):
     "Drop an opened image and all that was made from it."
-    self.pixels, self.names, self.masks = self.pixels[:self.own].clone(), self.names[:self.own], self.masks[:self.own]
+    self.pixels, self.names, self.masks = self._given, self.names[:self.own], self.masks[:self.own]
     for store in (self._passes, self._answers, self._curves): store.clear()
 
 def _menu_of(self, chosen):

@@ -1,0 +1,147 @@
+"GradCAMLab without a browser: every control, any network and image, own files in and out. The everyday path is checked in nbs/42_gradcam_lab.ipynb."
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from cmunext_nb.cam import rank_correlation, seg_cam
+from cmunext_nb.data import load_dataset
+from cmunext_nb.labs import GradCAMLab, png
+from cmunext_nb.model import create_model
+from cmunext_nb.phantom import make_phantom
+from test_labs import arrive
+
+
+@pytest.fixture(scope="module")
+def scans(): return make_phantom(3, size=96, seed=5)
+
+
+@pytest.fixture(scope="module")
+def model(): return create_model("cmunext_s", pretrained="phantom")
+
+
+@pytest.fixture
+def lab(model, scans): return GradCAMLab(model, *scans, size=96)
+
+
+def every(widget):
+    "A widget and all that it holds."
+    yield widget
+    for child in getattr(widget, "children", ()): yield from every(child)
+
+
+def uploader(lab): return next(w for w in every(lab) if type(w).__name__ == "FileUpload")
+
+
+def as_file(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name, value", [("scan", 1), ("layer", "decoder.1"), ("method", "hirescam"), ("region", "true"), ("deletion", True)])
+def test_each_control_changes_the_picture(lab, name, value):
+    before = lab.picture.value
+    lab.controls[name].value = value
+    assert lab.picture.value != before and "Not possible" not in lab.sentence.value, lab.sentence.value
+
+
+@pytest.mark.parametrize("name", ["row", "column"])
+def test_the_place_matters_for_a_pixel_alone(lab, name):
+    before = lab.picture.value
+    lab.controls[name].value = 30
+    assert lab.picture.value == before
+    lab.controls["region"].value = "pixel"
+    before = lab.picture.value
+    lab.controls[name].value = 60
+    assert lab.picture.value != before and "1 pixel " in lab.sentence.value
+
+
+def test_the_maps_are_those_of_seg_cam(lab, model, scans):
+    for layer, method, region in (("encoder.4", "gradcam", "predicted"), ("decoder.0", "hirescam", "true"), ("encoder.3", "layercam", (40, 50))):
+        place = dict(region="pixel", row=region[0], column=region[1]) if isinstance(region, tuple) else dict(region=region)
+        cam, twin = lab.maps(**{**lab.state, "layer": layer, "method": method, **place})
+        expected = seg_cam(model, scans[0][0], layer, region, method, mask=scans[1][0])
+        assert np.allclose(cam.raw, expected.raw, rtol=1e-3, atol=1e-4 * expected.raw_max) and (cam.region == expected.region).all()
+        assert (twin.region == cam.region).all() and abs(rank_correlation(cam, twin)) < 1
+
+
+def test_every_layer_and_method_of_the_menus_answers(lab):
+    for layer in lab.controls["layer"].options: lab.put(layer=layer, method="gradcam")
+    lab.put(layer="encoder.4")
+    for method in lab.controls["method"].options:
+        lab.put(method=method)
+        assert "Not possible" not in lab.sentence.value, lab.sentence.value
+
+
+def test_the_model_is_left_as_it_was(model, scans):
+    model.train()
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    GradCAMLab(model, *scans, size=96).put(deletion=True, method="eigencam")
+    assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items()) and not any(m._forward_hooks for m in model.modules())
+    model.eval()
+
+
+def test_an_own_image_comes_in_and_is_forgotten(lab):
+    first, content = lab.picture.value, as_file(np.random.default_rng(0).integers(0, 255, (50, 80, 3), dtype=np.uint8))
+    lab.put(region="true")
+    arrive(uploader(lab), "mine.png", content)
+    assert lab.state["scan"] == 3 and lab.state["region"] == "predicted" and len(lab.names) == len(lab.pixels) == len(lab.masks) == 4
+    lab.put(region="pixel")
+    assert "mine.png (yours)" in lab.sentence.value
+    arrive(uploader(lab), "other.png", content)
+    assert len(lab.names) == 4 and lab.names[-1] == "other.png (yours)"
+    lab.put(region="fn")
+    assert "Not possible" in lab.sentence.value and "true mask" in lab.sentence.value
+    lab.forget()
+    lab.put(region="predicted")
+    assert len(lab.names) == len(lab.pixels) == 3 and lab.picture.value == first
+    for widget in every(lab):
+        for value in widget.get_state().values(): assert content not in bytes(value) if isinstance(value, (bytes, memoryview)) else ".png" not in str(value)
+
+
+def test_an_empty_region_is_said_and_the_picture_stays(model):
+    images, masks = make_phantom(2, size=64, seed=1)
+    lab = GradCAMLab(model, images, masks * 0, size=64)
+    before = lab.picture.value
+    lab.put(region="true")
+    assert "Not possible" in lab.sentence.value and "true mask has no pixel" in lab.sentence.value and lab.picture.value == before
+
+
+def deeplab():
+    from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
+    torch.manual_seed(0)
+    return deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=1)
+
+
+def smp_unet():
+    import segmentation_models_pytorch as smp
+    torch.manual_seed(0)
+    return smp.Unet("resnet18", encoder_weights=None, classes=1)
+
+
+@pytest.mark.parametrize("make", [deeplab, smp_unet, lambda: create_model("cmunext_s", in_channels=1), lambda: create_model("cmunext", num_classes=2)],
+                         ids=["torchvision", "segmentation_models", "one channel", "two classes"])
+def test_anybody_s_network(make, scans):
+    lab = GradCAMLab(make(), *scans, size=64).put(region="true")
+    assert "Not possible" not in lab.sentence.value, lab.sentence.value
+    assert "Raw maximum" in lab.sentence.value
+
+
+def test_a_data_set_brings_its_masks_and_names(model):
+    _, valid = load_dataset("phantom", size=64)
+    lab = GradCAMLab(model, valid, size=64)
+    assert lab.names == list(map(str, valid.names)) and (lab.masks[2] == (valid.masks[2, 0].numpy() > 0)).all()
+
+
+@pytest.mark.parametrize("call, word", [(lambda m, s: GradCAMLab(m, s[0], s[1][:2]), "3 images and 2 masks"), (lambda m, s: GradCAMLab(m, []), "no image"),
+                                        (lambda m, s: GradCAMLab(nn.Flatten(), s[0], size=64), "layer|map")])
+def test_mistakes_are_named(call, word, model, scans):
+    with pytest.raises((ValueError, TypeError, RuntimeError), match=word): call(model, scans)
+
+
+def test_the_static_twin(lab): assert png(lab.figure()) == lab.picture.value and png(lab.figure(layer="stem")) != lab.picture.value
