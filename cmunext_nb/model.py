@@ -29,9 +29,10 @@ class DecoderStage(nn.Module):
         fusion=SkipFusion, # class of the fusion, called with (channels, act=, norm=), then with the maps (skip, up)
         act=nn.GELU, # class of the activation in the fusion; `up` keeps its ReLU
         norm=nn.BatchNorm2d, # class of the norm layer, called with the channels
+        up=UpBlock, # class of the upsampling, called with (in_channels, out_channels, norm=), then with the map and the size to cut to
     ):
         super().__init__()
-        self.up = UpBlock(in_channels, out_channels, norm=norm)
+        self.up = up(in_channels, out_channels, norm=norm)
         self.fusion = fusion(out_channels, act=act, norm=norm)
 
     def forward(self, x, skip): return self.fusion(skip, self.up(x, skip.shape[-2:]))
