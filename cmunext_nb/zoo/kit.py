@@ -22,6 +22,12 @@ def _edge(box, towards):
     t = min(w / 2 / abs(dx) if dx else 9e9, h / 2 / abs(dy) if dy else 9e9)
     return x + t * dx, y + t * dy
 
+def _ends(a, b, bend):
+    "Where an arrow between two boxes begins and ends; a bent one in a row runs from top to top (or below), in a column from side to side."
+    if bend and a[1] == b[1]: return tuple((x, y - h / 2 * (1 if bend > 0 else -1)) for x, y, w, h in (a, b))
+    if bend and a[0] == b[0]: return tuple((x + w / 2, y) for x, y, w, h in (a, b))
+    return _edge(a, b), _edge(b, a)
+
 # %% ../../nbs/zoo/kit.ipynb #64a49b0c
 def draw_nodes(
     nodes: dict, # name -> (x, y, text) or (x, y, text, look): "plain", "done" (blue), "here" (orange) or "todo" (dashed)
@@ -34,13 +40,15 @@ def draw_nodes(
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=size, layout="constrained")
     plt.close(fig)
-    places = {name: (x, y, *box) for name, (x, y, *_) in nodes.items()}
+    places, reach = {name: (x, y, *box) for name, (x, y, *_) in nodes.items()}, []
     for a, b, *how in arrows:
-        color, style = ARROWS[how[0] if how else "flow"]
-        _u_arrow(ax, _edge(places[a], places[b]), _edge(places[b], places[a]), color, style, how[1] if len(how) > 1 else 0)
+        kind, bend = (*how, "flow", 0)[:2] if len(how) != 1 else (how[0], 0)
+        start, end = _ends(places[a], places[b], bend)
+        _u_arrow(ax, start, end, *ARROWS[kind], bend)
+        reach.append(((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 - bend / 2 * abs(end[0] - start[0])))  # the top of a bent arrow
     for name, (x, y, text, *look) in nodes.items(): _u_box(ax, places[name], look[0] if look else "plain", text, 7.2)
     for x, y, text in notes: ax.text(x, y, text, fontsize=7.2, color=COLORS["muted"], ha="center", va="center", linespacing=1.4)
-    ys, xs = [p[1] for p in (*places.values(), *notes)], [p[0] for p in (*places.values(), *notes)]
+    xs, ys = zip(*((p[0], p[1]) for p in (*places.values(), *notes, *reach)))
     ax.set(xlim=(min(xs) - 0.7 * box[0], max(xs) + 0.7 * box[0]), ylim=(min(ys) - 0.8 * box[1], max(ys) + 0.8 * box[1]))
     ax.set_axis_off()
     return fig
