@@ -236,5 +236,5 @@ def check_contract(
     twin.load_state_dict(net.state_dict())
     with torch.no_grad(): assert torch.equal(twin(images), once), f"{name}: the state dict is not all of the network"
     net.train()(images).square().mean().backward()
-    bad = [k for k, p in net.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+    bad = [k for k, p in net.named_parameters() if p.requires_grad and (p.grad is None or not torch.isfinite(p.grad).all())]
     assert not bad, f"{name}: no finite gradient for {bad[:3]}"
