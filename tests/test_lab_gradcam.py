@@ -9,7 +9,7 @@ from torch import nn
 
 from cmunext_nb.cam import rank_correlation, seg_cam
 from cmunext_nb.data import load_dataset
-from cmunext_nb.labs import GradCAMLab, png
+from cmunext_nb.labs import GradCAMLab, new_figure, png
 from cmunext_nb.model import create_model
 from cmunext_nb.phantom import make_phantom
 from test_labs import arrive
@@ -97,11 +97,28 @@ def test_an_own_image_comes_in_and_is_forgotten(lab):
     assert len(lab.names) == 4 and lab.names[-1] == "other.png (yours)"
     lab.put(region="fn")
     assert "Not possible" in lab.sentence.value and "true mask" in lab.sentence.value
+    shown = lab.picture.value
+    lab.masks[0] = np.zeros((96, 96), bool)  # now the question cannot be answered for the first scan either
     lab.forget()
+    assert "Not possible" in lab.sentence.value and lab.picture.value == png(new_figure(*lab.size)) != shown
     lab.put(region="predicted")
     assert len(lab.names) == len(lab.pixels) == 3 and lab.picture.value == first
     for widget in every(lab):
         for value in widget.get_state().values(): assert content not in bytes(value) if isinstance(value, (bytes, memoryview)) else ".png" not in str(value)
+
+
+def test_a_network_that_learned_on_is_asked_anew(scans):
+    lab = GradCAMLab(create_model("cmunext_s", pretrained="phantom"), *scans, size=96).put(region="true")
+    before = lab.maps(**lab.state)[0].raw_max
+    with torch.no_grad(): lab.model.head.weight.mul_(2)
+    assert lab.maps(**lab.state)[0].raw_max == pytest.approx(2 * before, rel=1e-3)
+
+
+def test_a_missing_library_is_said(lab, monkeypatch):
+    import sys
+    monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
+    lab.put(method="hirescam")
+    assert "Not possible" in lab.sentence.value and "cmunext_nb[explain]" in lab.sentence.value
 
 
 def test_an_empty_region_is_said_and_the_picture_stays(model):

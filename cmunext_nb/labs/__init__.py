@@ -226,7 +226,7 @@ def _refresh(self):
     try:
         with _house(): self.picture.value, text = png(self.figure()), self.words(**self.state)
         self.tell(text)
-    except (ValueError, TypeError, RuntimeError, OSError) as error: self.tell(str(error), wrong=True)
+    except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error: self.tell(str(error), wrong=True)
 
 def _tell(self, text, wrong=False):
     "Show a sentence of plain text; an error is marked with a word, not with colour alone."
@@ -234,7 +234,11 @@ def _tell(self, text, wrong=False):
     text = f"<b>Not possible:</b> {text}" if wrong else text
     self.sentence.value = f'<div role="status" aria-live="polite" style="line-height:1.5">{text}</div>'
 
-Lab.put, Lab.figure, Lab.refresh, Lab.tell = _put, _figure, _refresh, _tell
+def _blank(self):
+    "An empty picture: what showed an image that is to be forgotten is gone, whatever is drawn next."
+    self.picture.value = png(new_figure(*self.size))
+
+Lab.put, Lab.figure, Lab.refresh, Lab.tell, Lab.blank = _put, _figure, _refresh, _tell, _blank
 
 # %% ../../nbs/39_labs.ipynb #96f52937
 LABS = dict(BlockLab="block", ReceptiveFieldLab="receptive_field", GradCAMLab="gradcam", TrainingLab="training", PredictLab="predict")

@@ -61,7 +61,11 @@ def _controls(self, x):
 
 GradCAMLab._controls = _controls
 
-# %% ../../nbs/42_gradcam_lab.ipynb #d59edc60
+# %% ../../nbs/42_gradcam_lab.ipynb #bde84bef
+def _version(model):
+    "A number that grows when weights or running statistics change: maps of a network that learned on are made anew."
+    return id(model), sum(t._version for t in (*model.parameters(), *model.buffers()))
+
 def _recent(store, key, make, most):
     "`make()` once for each key; the oldest entries beyond so many are dropped."
     if key not in store:
@@ -72,7 +76,7 @@ def _recent(store, key, make, most):
 def _explain(self, model, scan, layer, method, where, question):
     "The map of one network, as a `CAM`."
     look = lambda: _look(model, as_images(model, self.pixels[scan])[1], [layer], self.shape)
-    logits, seen = _recent(self._passes, (id(model), scan, layer), look, 6)
+    logits, seen = _recent(self._passes, (_version(model), scan, layer), look, 6)
     a, g = _gradients(logits, where, seen, [layer])[layer]
     raw = _raw_map(method, model, as_images(model, self.pixels[scan])[1], layer, a, g, where)
     return CAM(stretch(raw, self.shape).numpy(), raw.numpy(), where, layer, method, self.pixels[scan].numpy(), logits.detach().sigmoid().cpu().numpy(), question)
@@ -82,11 +86,11 @@ def _both(self, scan, layer, method, region, row, column, **_):
     "The network's map and its twin's, for the same pixels."
     def make():
         look = lambda: _look(self.model, as_images(self.model, self.pixels[scan])[1], [layer], self.shape)
-        probability = _recent(self._passes, (id(self.model), scan, layer), look, 6)[0].detach().sigmoid().cpu().numpy()
+        probability = _recent(self._passes, (_version(self.model), scan, layer), look, 6)[0].detach().sigmoid().cpu().numpy()
         where, question = find_region((row, column) if region == "pixel" else region, probability, self.masks[scan])
         return tuple(self._explain(m, scan, layer, method, where, question) for m in (self.model, self.twin))
     place = (row, column) if region == "pixel" else None  # the sliders matter for a pixel alone
-    return _recent(self._answers, (scan, layer, method, region, place), make, 24)
+    return _recent(self._answers, (_version(self.model), scan, layer, method, region, place), make, 24)
 
 GradCAMLab._explain, GradCAMLab.maps = _explain, _both
 
@@ -171,6 +175,7 @@ def _menu_of(self, chosen):
 
 def _forget(self):
     "Forget an opened image: pixels, maps and picture."
+    self.blank()
     self._forget_pixels()
     self._menu_of(0)
 

@@ -142,6 +142,7 @@ def _menu(self, chosen):
 
 def _forget(self):
     "Forget opened images: pixels, mask and picture."
+    self.blank()
     self._forget_pixels()
     self._menu(0)
 

@@ -218,6 +218,7 @@ def _list(self, chosen):
 
 def _forget(self):
     "Forget the opened image: pixels, heat and picture."
+    self.blank()
     self._drop()
     self._list(0)
 
