@@ -89,7 +89,7 @@ def stale():
         made = [p.relative_to(tmp) for folder in ("nbs", "cmunext_nb") for p in (tmp / folder).rglob("*") if p.suffix in (".ipynb", ".py")]
         bad = [p for p in made if not (ROOT / p).exists() or (ROOT / p).read_bytes() != (tmp / p).read_bytes()]
         kept = [p.relative_to(ROOT) for p in (ROOT / "cmunext_nb").rglob("*.py")]
-        bad += [p for p in kept if "File to edit: " not in (ROOT / p).read_text(encoding="utf-8") and p.name != "_modidx.py"]
+        bad += [p for p in kept if "File to edit: " not in (ROOT / p).read_text(encoding="utf-8") and p.name != "_modidx.py" and (ROOT / p).stat().st_size]
     return [f"{p}: differs from what nbdev_export and nbdev_clean make: run `make export`" for p in sorted(set(bad))]
 
 

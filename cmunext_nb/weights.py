@@ -255,7 +255,7 @@ def read_metadata(
 def _build(path, config):
     "The network that a file's config describes."
     config = config or {}
-    code = [k for k, v in config.get("overrides", {}).items() if isinstance(v, str)]
+    code = [k for k, v in config.get("overrides", {}).items() if str(v).startswith("code:")]
     if not config or code: raise ValueError(f"{path} cannot say in full how its network is built{f' ({code} are code of yours)' if code else ''}: "
                                             "build it yourself, and give it as `model`.")
     try: return create_model(config["name"], config["in_channels"], config["num_classes"], **config["overrides"])

@@ -18,7 +18,7 @@ def test_parameters_of_the_paper(name, count):
     assert sum(p.numel() for p in create_model(name).parameters()) == count
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", VARIANTS)
 def test_contract(name):
     check_contract(name, sizes=((16, 16), (16, 33), (31, 17), (40, 47)))
 

@@ -35,7 +35,8 @@ class Training:
     ):
         self.network, self.data, self.watch, self.settings = model, (train, valid), watch, settings
         self.history, self.losses, self.status, self.error, self.trouble = History(), [], "ready", None, None
-        self.run, self._began, self._wish, self._thread, self._asked = None, None, None, None, []
+        self.run, self._began, self._wish, self._thread, self._over, self._asked = None, None, None, None, threading.Event(), []
+        self._over.set()
 
     @property
     def running(self): return self.status == "running"
@@ -51,10 +52,11 @@ class Training:
 def _start(self):
     "Begin, or go on after a pause; returns at once. False where there is nothing to start."
     if self.status not in ("ready", "paused"): return False
-    if self._thread: self._thread.join()  # it has said that it paused, and ends within a moment
+    self._over.wait()  # a thread that has said that it paused ends within a moment
     for other in list(_RUNNING.values()): other.pause()
     self.status, self._wish, self._began, self.trouble = "running", None, None, None
     _RUNNING[id(self)] = self
+    self._over.clear()
     self._thread = threading.Thread(target=self._work, name="cmunext_nb training", daemon=True)
     self._thread.start()
     return True
@@ -83,8 +85,9 @@ def _work(self):
         status = "finished" if done else self._wish
     except BaseException as error: status, self.error = "failed", error
     self.status = status
-    _RUNNING.pop(id(self), None)
     self._look()
+    _RUNNING.pop(id(self), None)
+    self._over.set()
 
 Training._work = _work
 
@@ -132,9 +135,9 @@ def _wait(self,
     timeout: float = None, # seconds at most; None waits until it pauses or ends
 ) -> History:
     "Wait for the training; the history so far. Raises the error that ended it."
-    end = None if timeout is None else time.monotonic() + timeout
-    while self._thread and self._thread.is_alive() and (end is None or time.monotonic() < end):
-        self._thread.join(0.2 if end is None else max(0, min(0.2, end - time.monotonic())))  # in slices, or an interrupt would wait too
+    end = float("inf") if timeout is None else time.monotonic() + timeout
+    while not self._over.is_set() and time.monotonic() < end:
+        self._over.wait(max(0, min(0.2, end - time.monotonic())))  # in slices: on Windows an interrupt has to wait for the end of one
     if self.status == "failed": raise self.error
     return self.history
 
@@ -155,7 +158,7 @@ Training.save = _save
 def _end_all():
     "When Python ends, let each training finish its step, and wait for it a little."
     for t in list(_RUNNING.values()): t.stop()
-    for t in list(_RUNNING.values()): t._thread.join(10)
+    for t in list(_RUNNING.values()): t._over.wait(10)
 
 # %% ../../nbs/43_training_lab.ipynb #8a1f2247
 def _seconds_left(run, began):
@@ -278,14 +281,25 @@ def _fill(b, view):
         note.set(text=score, visible=bool(score))
     for image in b.images[len(view.pictures):]: image.set_visible(False)
 
-# %% ../../nbs/43_training_lab.ipynb #538d2d2a
-def _packed(figure):
-    "A figure as PNG bytes, drawn without setting matplotlib's look for it, which a thread must not do."
+# %% ../../nbs/43_training_lab.ipynb #b2ae78d7
+def _alive(b):
+    "Panels of `_build` made ready to be drawn again and again."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    b.canvas, b.kept, b.moving = FigureCanvasAgg(b.figure), None, [*b.lines.values(), b.beyond, *b.images, *b.notes]
+    for artist in b.moving: artist.set_animated(True)
+    return b
+
+def _packed(b):
+    "The panels as the bytes of a PNG file."
     from PIL import Image
-    canvas, buffer = FigureCanvasAgg(figure), io.BytesIO()
-    canvas.draw()
-    Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()).save(buffer, "PNG", compress_level=1)
+    fixed = b.title.get_text(), b.epochs, *(b.axes[name].get_ylim() for name in ("loss", "rate"))
+    if not b.kept or b.kept[0] != fixed:
+        b.canvas.draw()
+        b.kept = fixed, b.canvas.copy_from_bbox(b.figure.bbox)
+    b.canvas.restore_region(b.kept[1])
+    for artist in b.moving: artist.axes.draw_artist(artist)
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(b.canvas.buffer_rgba())[..., :3].copy()).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 # %% ../../nbs/43_training_lab.ipynb #8d668cb4
@@ -324,12 +338,12 @@ class TrainingLab(Lab):
         self.training, self.previous, self.settings, self._closed = None, None, {"validate_every": 1, **settings}, False
         self._pen, self._pace, self._line_pace = threading.RLock(), _Pace(), _Pace(least=0.2)
         self.examples = _examples(self.data[1] or self.data[0])
-        self._pictures, self._board = _overlays(self.examples), self._styled(lambda: _build(new_figure(*self.size)))
+        self._pictures, self._board = _overlays(self.examples), self._styled(lambda: _alive(_build(new_figure(*self.size))))
         self.progress = widgets.HTML(layout=widgets.Layout(width="330px", height="3.2em"))
         self.buttons = {name: button(label, getattr(self, name), icon) for name, label, icon in _BUTTONS}
         for b in self.buttons.values(): b.layout = widgets.Layout(width="158px", margin="2px")
         super().__init__(self._controls(epochs), [widgets.Box(list(self.buttons.values()), layout=widgets.Layout(flex_flow="row wrap", width="330px")), self.progress])
-        self._settle()
+        self._unlock()
 
 # %% ../../nbs/43_training_lab.ipynb #8d38e500
 def _sets(train, valid, size):
@@ -466,23 +480,27 @@ def _draw_now(self):
     "The present view into the axes, and the axes into the widget."
     with self._pen:
         _fill(self._board, self._view())
-        self.picture.value = _packed(self._board.figure)
+        self.picture.value = _packed(self._board)
 
 TrainingLab._predict, TrainingLab._paint, TrainingLab._draw_now = _predict, _paint, _draw_now
 
-# %% ../../nbs/43_training_lab.ipynb #7dae355a
+# %% ../../nbs/43_training_lab.ipynb #50de2bb8
+def _unlock(self):
+    "Grey out what cannot be done in the present status, and nothing else."
+    status, b = self.training.status if self.training else "ready", self.buttons
+    for control in self.controls.values(): control.disabled = status == "running"
+    b["start"].description = "Continue" if status == "paused" else "Start"
+    b["start"].disabled, b["pause"].disabled, b["stop"].disabled = status == "running", status != "running", status not in ("running", "paused")
+    b["anew"].disabled = status == "running" or status == "ready" and self.out is None
+
 def _settle(self):
-    "After a change of status: buttons, locks, line, picture and sentence. Two threads may come here, and the last one sees the last status."
+    "After a change of status: buttons, line, picture and sentence. Two threads may come here, and the last one sees the last status."
     with self._pen:
-        status, b = self.training.status if self.training else "ready", self.buttons
-        for control in self.controls.values(): control.disabled = status == "running"
-        b["start"].description = "Continue" if status == "paused" else "Start"
-        b["start"].disabled, b["pause"].disabled, b["stop"].disabled = status == "running", status != "running", status not in ("running", "paused")
-        b["anew"].disabled = status == "running" or status == "ready" and self.out is None
+        self._unlock()
         self._line()
         self.refresh()
 
-TrainingLab._settle = _settle
+TrainingLab._unlock, TrainingLab._settle = _unlock, _settle
 
 # %% ../../nbs/43_training_lab.ipynb #b59ac3d5
 def _curves(training):
