@@ -73,10 +73,14 @@ def _recent(store, key, make, most):
         while len(store) > most: del store[next(iter(store))]
     return store[key]
 
+def _pass(self, model, scan):
+    "One pass of a network over an image, with all layers of the menu watched."
+    look = lambda: _look(model, as_images(model, self.pixels[scan])[1], self.controls["layer"].options, self.shape)
+    return _recent(self._passes, (_version(model), scan), look, 4)
+
 def _explain(self, model, scan, layer, method, where, question):
     "The map of one network, as a `CAM`."
-    look = lambda: _look(model, as_images(model, self.pixels[scan])[1], [layer], self.shape)
-    logits, seen = _recent(self._passes, (_version(model), scan, layer), look, 6)
+    logits, seen = self._pass(model, scan)
     a, g = _gradients(logits, where, seen, [layer])[layer]
     raw = _raw_map(method, model, as_images(model, self.pixels[scan])[1], layer, a, g, where)
     return CAM(stretch(raw, self.shape).numpy(), raw.numpy(), where, layer, method, self.pixels[scan].numpy(), logits.detach().sigmoid().cpu().numpy(), question)
@@ -85,14 +89,13 @@ def _explain(self, model, scan, layer, method, where, question):
 def _both(self, scan, layer, method, region, row, column, **_):
     "The network's map and its twin's, for the same pixels."
     def make():
-        look = lambda: _look(self.model, as_images(self.model, self.pixels[scan])[1], [layer], self.shape)
-        probability = _recent(self._passes, (_version(self.model), scan, layer), look, 6)[0].detach().sigmoid().cpu().numpy()
+        probability = self._pass(self.model, scan)[0].detach().sigmoid().cpu().numpy()
         where, question = find_region((row, column) if region == "pixel" else region, probability, self.masks[scan])
         return tuple(self._explain(m, scan, layer, method, where, question) for m in (self.model, self.twin))
     place = (row, column) if region == "pixel" else None  # the sliders matter for a pixel alone
     return _recent(self._answers, (_version(self.model), scan, layer, method, region, place), make, 24)
 
-GradCAMLab._explain, GradCAMLab.maps = _explain, _both
+GradCAMLab._pass, GradCAMLab._explain, GradCAMLab.maps = _pass, _explain, _both
 
 # %% ../../nbs/42_gradcam_lab.ipynb #996fe2ce
 def _deleted(self, cam, twin):
