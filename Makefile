@@ -64,6 +64,7 @@ docs: $(VENV)/.dev  ## build the site: with Quarto where there is one, else with
 	$(BIN)/python .ci/site.py --out _docs
 
 notebooks: $(VENV)/.dev  ## run every notebook and keep its outputs; then export, clean, README
+	$(BIN)/nbdev_export  # lab notebooks open with what they define further down
 	$(BIN)/python .ci/notebooks.py run
 	$(MAKE) export readme
 
