@@ -8,6 +8,7 @@ __all__ = ['GradCAMLab']
 # %% ../../nbs/42_gradcam_lab.ipynb #120e061b
 import numpy as np
 import torch
+from matplotlib.ticker import NullLocator
 from ..cam import CAM, METHODS, REGIONS, _gradients, _look, _mark, _raw_map, _short, deletion_curve, find_region, rank_correlation, stretch
 from ..files import read_mask
 from . import Lab, button, choice, slider, switch, upload
@@ -15,7 +16,7 @@ from .receptive_field import _menu
 from ..layers import as_images, deepest_layer, randomized
 from ..model import create_model
 from ..phantom import make_phantom
-from ..plot import COLORS, heat, show_image
+from ..plot import COLORS, show_image
 from ..predict import _picture
 
 # %% ../../nbs/42_gradcam_lab.ipynb #b28e0636
@@ -112,8 +113,11 @@ def _worth_bars(ax, cam, twin):
     values = [max(c.raw_max, 1e-12) for c in (cam, twin)]
     ax.barh([1, 0], values, 0.55, color=[COLORS["accent1"], COLORS["muted"]])
     for y, c, v in zip((1, 0), (cam, twin), values): ax.text(v, y, f" {_short(c.raw_max)}", va="center", fontsize=8)
-    ax.set(xscale="log", xlim=(min(values) / 30, max(values) * 30), yticks=(1, 0), yticklabels=("trained", "random"))
-    ax.set_title("raw maximum", fontsize=8.5)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(NullLocator())  # the values stand beside the bars, and ticks of a logarithmic scale are slow to draw
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set(xlim=(min(values) / 30, max(values) * 30), yticks=(1, 0), yticklabels=("as given", "random"))
+    ax.set_title("raw maximum, logarithmic", fontsize=8.5)
 
 def _curve_panel(ax, curves):
     "Deletion curves, or a word that they are off."
@@ -132,7 +136,8 @@ def _draw(self, figure, deletion, **state):
     for i, (title, one) in enumerate(zip(titles, (None, cam, twin))):
         ax = figure.add_axes((0.005 + 0.333 * i, 0.385, 0.325, 0.565))
         if one is None: show_image(_picture(cam), ax)
-        else: heat(_picture(cam), one.map, ax, label=None, limits=(0, 1), alpha=0.75)
+        else: ax.imshow(one.map, cmap="inferno", vmin=0, vmax=1)
+        ax.set_axis_off()
         ax.set_title(title, fontsize=8.5)
         _mark(ax, cam.region, "truth" if one is None else "white")
     _worth_bars(figure.add_axes((0.085, 0.105, 0.26, 0.17)), cam, twin)

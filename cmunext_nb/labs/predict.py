@@ -31,7 +31,7 @@ class PredictLab(Lab):
         if images is None: images, masks = make_phantom(6, size=256, seed=21)
         if masks is None and hasattr(images, "masks"): masks = images.masks
         self.model = create_model("cmunext_s", pretrained="phantom").eval() if model is None else model
-        self.scans, self.predict_size, self._answers = _scans(images, masks), predict_size, {}
+        self.scans, self.predict_size, self._answers, self._measured = _scans(images, masks), predict_size, {}, (None,) * 4
         controls = dict(scan=choice("Image", [(s["name"], i) for i, s in enumerate(self.scans)]), threshold=slider("Threshold", 0.5, 0.0, 1.0, 0.01),
                         mirror=switch("Average with mirror"), truth=switch("Show the true mask", True), pixel_size=_millimetres())
         self.link = widgets.HTML(layout=widgets.Layout(min_height="2em"))
@@ -64,7 +64,13 @@ def _result(self, scan=None, threshold=None, mirror=None, **_):
         self._answers[scan, mirror] = answer
     return self._answers[scan, mirror].at(state["threshold"] if threshold is None else threshold)
 
-PredictLab.result = _result
+def _parts(self, result, pixel_size):
+    "The measures of a mask; picture and sentence of one movement share them."
+    if self._measured[0] is not result.probability or self._measured[1:3] != (result.threshold, pixel_size):
+        self._measured = result.probability, result.threshold, pixel_size, mask_measures(result.mask, pixel_size or None)
+    return self._measured[3]
+
+PredictLab.result, PredictLab._parts = _result, _parts
 
 # %% ../../nbs/44_predict_lab.ipynb #63c9622e
 def _outlined(result, truth):
@@ -77,11 +83,12 @@ def _outlined(result, truth):
 
 def _histogram(ax, p, threshold):
     "How many pixels have which probability, the mask's share coloured."
-    counts, bins = np.histogram(p, 50, (0, 1))
+    counts, bins = np.histogram(p, 50, (0, 1))  # drawn as powers of ten on a plain axis: ticks of a logarithmic one are slow
     colors = np.where(bins[1:] > threshold + 1e-9, COLORS["prediction"], COLORS["muted"])
-    ax.barh(bins[:-1], np.maximum(counts, 0.5), 0.02, align="edge", color=colors)
+    ax.barh(bins[:-1], np.log10(np.maximum(counts, 0.5)) - np.log10(0.5), 0.02, left=np.log10(0.5), align="edge", color=colors)
     ax.axhline(threshold, color=COLORS["ink"], lw=1.2)
-    ax.set(xscale="log", ylim=(0, 1), xlim=(0.5, p.size * 1.5), xlabel="pixels", yticks=(0, 0.5, 1))
+    top = int(np.log10(p.size))
+    ax.set(ylim=(0, 1), xlim=(np.log10(0.5), np.log10(p.size * 1.5)), xlabel="pixels", yticks=(0, 0.5, 1), xticks=(0, top), xticklabels=("1", f"{10**top:,}"))
     ax.set_title("threshold", fontsize=8.5)
 
 # %% ../../nbs/44_predict_lab.ipynb #f13c4ee4
@@ -94,7 +101,7 @@ def _draw(self, figure, scan, threshold, mirror, truth, pixel_size):
     middle.imshow(result.probability, cmap="inferno", vmin=0, vmax=1)
     middle.set_title("probability: dark 0, bright 1", fontsize=8.5)
     for ax in (left, middle): ax.set_axis_off()
-    parts = mask_measures(result.mask)
+    parts = self._parts(result, pixel_size)
     if parts:
         ends = np.array(parts[0]["diameter_ends"])[:, ::-1].T
         left.plot(*ends, color="white", lw=0.9, marker="+", ms=5)
@@ -106,7 +113,7 @@ PredictLab.draw = _draw
 def _words(self, scan, threshold, mirror, truth, pixel_size):
     "Measures of the mask, and its score where the truth is known."
     result, item = self.result(scan, threshold, mirror), self.scans[scan]
-    unit, parts = ("mm" if pixel_size else "px"), mask_measures(result.mask, pixel_size or None)
+    unit, parts = ("mm" if pixel_size else "px"), self._parts(result, pixel_size)
     if not parts: said = [f"No pixel of {item['name']} is above {threshold:.2f}; the highest probability is {result.probability.max():.3f}."]
     else:
         first, many = parts[0], len(parts) > 1
@@ -130,7 +137,7 @@ def _take(self, name, pixels):
 def _forget_pixels(self):
     "Drop opened images and all that was made from them."
     self.scans = [s for s in self.scans if not s["own"]]
-    self._answers = {k: v for k, v in self._answers.items() if k[0] < len(self.scans)}
+    self._answers, self._measured = {k: v for k, v in self._answers.items() if k[0] < len(self.scans)}, (None,) * 4
     self.link.value = ""
 
 def _menu(self, chosen):
