@@ -6,10 +6,8 @@ too; a movement is everything from the new value to the bytes of the picture. Me
 import argparse, json, statistics, time
 from pathlib import Path
 
-import torch
-
 import cmunext_nb as cn
-from train_step import machine
+from machine import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 # lab -> control -> values to visit

@@ -5,7 +5,7 @@ the words are made. Each control goes to and fro between two values, in turns wi
 rounds are kept, in milliseconds, and the processor's time. The first picture of a trained block, which runs the network, is timed apart. The way to the browser
 is not in it. Writes benchmarks/labs_block.json and prints it; absolute times belong to the machine.
 """
-import argparse, json, os, platform, statistics, time
+import argparse, json, statistics, time
 from pathlib import Path
 
 import ipywidgets
@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from cmunext_nb.labs import BlockLab, new_figure, png
 from cmunext_nb.labs.block import Sheet
+
+from machine import machine
 
 MOVES = {"row": (3, 8), "column": (3, 8), "channel": (0, 3), "part": ("channels", "space"), "kernel": ("blur", "edge"), "kernel_size": (9, 5), "channels": (16, 4),
          "expansion": (8, 4), "residual": (False, True)}
@@ -32,16 +34,6 @@ def milliseconds(action):
 def report(pairs):
     wall, cpu = zip(*pairs)
     return dict(median_ms=round(statistics.median(wall), 1), slowest_ms=round(max(wall), 1), cpu_ms=round(statistics.median(cpu), 1))
-
-
-def machine():
-    "What the figures depend on."
-    cpu = platform.processor() or platform.machine()
-    try: cpu = next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
-    except (OSError, StopIteration): pass
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return dict(cpu=cpu, threads=torch.get_num_threads(), torch=torch.__version__, matplotlib=matplotlib.__version__, ipywidgets=ipywidgets.__version__,
-                python=platform.python_version(), system=platform.system(), load_before=load and round(load, 1))
 
 
 def controls(lab, rounds):
@@ -103,7 +95,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
-    about, lab = machine(), BlockLab()
+    about, lab = dict(machine(), matplotlib=matplotlib.__version__, ipywidgets=ipywidgets.__version__), BlockLab()
     result = dict(machine=about, rounds=args.rounds, goal_ms=150, opening=report([milliseconds(BlockLab)]), first_sight=first_sight(lab),
                   controls=controls(lab, args.rounds), a_step=steps(lab, args.rounds), numbers=drawing(args.rounds))
     medians = [r["median_ms"] for r in (*result["controls"].values(), *result["a_step"].values(), *result["first_sight"].values())]

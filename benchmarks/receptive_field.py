@@ -5,7 +5,7 @@ CMUNeXt-S (target: 5 s on 2 cores), and one movement of each kind of the Recepti
 needed, 400 ms where one is). Each is run once to warm up and then in several rounds; the median and the best are reported, since
 other work on the machine can only slow it down. Prints JSON; absolute times belong to the machine.
 """
-import argparse, json, os, platform, statistics, time
+import argparse, json, statistics, time
 from pathlib import Path
 
 import torch
@@ -13,15 +13,7 @@ from cmunext_nb.model import create_model
 from cmunext_nb.phantom import make_phantom
 from cmunext_nb.receptive_field import effective_receptive_field, receptive_field
 
-
-def machine():
-    "What the figures depend on."
-    cpu = platform.processor() or platform.machine()
-    try: cpu = next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
-    except (OSError, StopIteration): pass
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return dict(cpu=cpu, cores=os.cpu_count(), threads=torch.get_num_threads(), load=load and round(load, 1), torch=torch.__version__,
-                python=platform.python_version(), system=platform.system())
+from machine import machine
 
 
 def timed(action, rounds):

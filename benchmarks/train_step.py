@@ -5,7 +5,7 @@ something on a machine whose clock and load vary. The plain step is what a first
 ready in float32, forward, loss, backward, SGD. The step of `fit` does all of its own work: it takes uint8 images, augments,
 normalises, and trains by the recipe, with mixed precision where the machine has it. Prints JSON; absolute times belong to the machine.
 """
-import argparse, json, platform, statistics, time
+import argparse, json, statistics, time
 from pathlib import Path
 
 import torch
@@ -13,6 +13,8 @@ from cmunext_nb.loss import BCEDiceLoss
 from cmunext_nb.model import create_model
 from cmunext_nb.train import _batches, get_recipe, start_run, train_step
 from cmunext_nb.weights import preprocess, to_channels
+
+from machine import machine
 
 
 def blobs(n, size):
@@ -28,14 +30,6 @@ def plain_step(model, x, masks, loss_fn, optimizer):
     optimizer.zero_grad()
     loss_fn(model(x), masks).backward()
     optimizer.step()
-
-
-def machine():
-    "What the figures depend on."
-    cpu = platform.processor() or platform.machine()
-    try: cpu = next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
-    except (OSError, StopIteration): pass
-    return dict(cpu=cpu, threads=torch.get_num_threads(), torch=torch.__version__, python=platform.python_version(), system=platform.system())
 
 
 def measure(name, args):

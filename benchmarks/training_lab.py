@@ -4,7 +4,7 @@ The same training, same seeds, same data, in one process and in turns: in a thre
 lab, which draws curves and four predictions meanwhile. What counts is the ratio of the medians; absolute times belong to the machine.
 The clock runs from the first step to the last, so that making a network and the last picture, which happen once, are left out.
 """
-import argparse, json, platform, statistics, time
+import argparse, json, statistics, time
 from pathlib import Path
 
 import torch
@@ -12,13 +12,7 @@ from cmunext_nb.labs.training import Training, TrainingLab
 from cmunext_nb.model import create_model
 from cmunext_nb.phantom import make_phantom
 
-
-def machine():
-    "What the figures depend on."
-    cpu = platform.processor() or platform.machine()
-    try: cpu = next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
-    except (OSError, StopIteration): pass
-    return dict(cpu=cpu, threads=torch.get_num_threads(), torch=torch.__version__, python=platform.python_version(), system=platform.system())
+from machine import machine
 
 
 def plain(train, valid, args):
