@@ -48,7 +48,7 @@ test-notebooks: $(VENV)/.dev  ## every notebook runs from the top
 	$(NB_ENV) $(BIN)/nbdev_test --path nbs --n_workers $(WORKERS) --do_print
 
 test-python: $(VENV)/.dev  ## the tests that would clutter a notebook
-	CMUNEXT_QUIET=1 $(BIN)/python -m pytest
+	CMUNEXT_QUIET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-labs: $(VENV)/.dev  ## the labs under the ipywidgets of Colab (7.7); the tests above run them under the newest
 	CMUNEXT_QUIET=1 OMP_NUM_THREADS=1 $(BIN)/python .ci/old_widgets.py tests/test_lab*.py

@@ -9,14 +9,14 @@ __all__ = ['GradCAMLab']
 import numpy as np
 import torch
 from matplotlib.ticker import NullLocator
-from ..cam import CAM, METHODS, REGIONS, _gradients, _look, _mark, _raw_map, _short, deletion_curve, find_region, rank_correlation, stretch
+from ..cam import CAM, METHODS, REGIONS, _gradients, _look, _raw_map, _short, deletion_curve, find_region, rank_correlation, stretch
 from ..files import read_mask
-from . import Lab, button, choice, slider, switch, upload
+from . import Lab, Panel, _version, button, choice, slider, switch, upload
 from .receptive_field import _menu
 from ..layers import as_images, deepest_layer, randomized
 from ..model import create_model
 from ..phantom import make_phantom
-from ..plot import COLORS, show_image
+from ..plot import COLORS
 from ..predict import _picture
 
 # %% ../../nbs/42_gradcam_lab.ipynb #b28e0636
@@ -63,10 +63,6 @@ def _controls(self, x):
 GradCAMLab._controls = _controls
 
 # %% ../../nbs/42_gradcam_lab.ipynb #bde84bef
-def _version(model):
-    "A number that grows when weights or running statistics change: maps of a network that learned on are made anew."
-    return id(model), sum(t._version for t in (*model.parameters(), *model.buffers()))
-
 def _recent(store, key, make, most):
     "`make()` once for each key; the oldest entries beyond so many are dropped."
     if key not in store:
@@ -74,14 +70,18 @@ def _recent(store, key, make, most):
         while len(store) > most: del store[next(iter(store))]
     return store[key]
 
-def _pass(self, model, scan):
-    "One pass of a network over an image, with all layers of the menu watched."
-    look = lambda: _look(model, as_images(model, self.pixels[scan])[1], self.controls["layer"].options, self.shape)
-    return _recent(self._passes, (_version(model), scan), look, 4)
+def _looks(self, scan):
+    "One pass of each network over an image, with all layers of the menu watched."
+    key = scan, _version(self.model), _version(self.twin)
+    if key not in self._passes:
+        self._passes.clear()  # first, so that the new passes take the memory of the old ones
+        look = lambda model: _look(model, as_images(model, self.pixels[scan])[1], self.controls["layer"].options, self.shape)
+        self._passes[key] = [look(m) for m in (self.model, self.twin)]
+    return self._passes[key]
 
-def _explain(self, model, scan, layer, method, where, question):
+def _explain(self, model, look, scan, layer, method, where, question):
     "The map of one network, as a `CAM`."
-    logits, seen = self._pass(model, scan)
+    logits, seen = look
     a, g = _gradients(logits, where, seen, [layer])[layer]
     raw = _raw_map(method, model, as_images(model, self.pixels[scan])[1], layer, a, g, where)
     return CAM(stretch(raw, self.shape).numpy(), raw.numpy(), where, layer, method, self.pixels[scan].numpy(), logits.detach().sigmoid().cpu().numpy(), question)
@@ -90,13 +90,14 @@ def _explain(self, model, scan, layer, method, where, question):
 def _both(self, scan, layer, method, region, row, column, **_):
     "The network's map and its twin's, for the same pixels."
     def make():
-        probability = self._pass(self.model, scan)[0].detach().sigmoid().cpu().numpy()
+        looks = self._looks(scan)
+        probability = looks[0][0].detach().sigmoid().cpu().numpy()
         where, question = find_region((row, column) if region == "pixel" else region, probability, self.masks[scan])
-        return tuple(self._explain(m, scan, layer, method, where, question) for m in (self.model, self.twin))
+        return tuple(self._explain(m, look, scan, layer, method, where, question) for m, look in zip((self.model, self.twin), looks))
     place = (row, column) if region == "pixel" else None  # the sliders matter for a pixel alone
     return _recent(self._answers, (_version(self.model), scan, layer, method, region, place), make, 24)
 
-GradCAMLab._pass, GradCAMLab._explain, GradCAMLab.maps = _pass, _explain, _both
+GradCAMLab._looks, GradCAMLab._explain, GradCAMLab.maps = _looks, _explain, _both
 
 # %% ../../nbs/42_gradcam_lab.ipynb #996fe2ce
 def _deleted(self, cam, twin):
@@ -134,12 +135,8 @@ def _draw(self, figure, deletion, **state):
     cam, twin = self.maps(**state)
     titles = (cam.question, f"{cam.method} at {cam.layer}", "the same, random weights")
     for i, (title, one) in enumerate(zip(titles, (None, cam, twin))):
-        ax = figure.add_axes((0.005 + 0.333 * i, 0.385, 0.325, 0.565))
-        if one is None: show_image(_picture(cam), ax)
-        else: ax.imshow(one.map, cmap="inferno", vmin=0, vmax=1)
-        ax.set_axis_off()
-        ax.set_title(title, fontsize=8.5)
-        _mark(ax, cam.region, "truth" if one is None else "white")
+        panel = Panel(figure, (0.005 + 0.333 * i, 0.385, 0.325, 0.565), _picture(cam) if one is None else one.map, title, "gray" if one is None else "inferno")
+        panel.outline(cam.region, "truth" if one is None else "white")
     _worth_bars(figure.add_axes((0.085, 0.105, 0.26, 0.17)), cam, twin)
     _curve_panel(figure.add_axes((0.45, 0.105, 0.53, 0.2)), self._deleted(cam, twin) if deletion else None)
 

@@ -6,11 +6,11 @@
 __all__ = ['PredictLab']
 
 # %% ../../nbs/44_predict_lab.ipynb #cdc26024
-import base64, io
+import base64, io, time
 
 import ipywidgets as widgets
 import numpy as np
-from . import Lab, button, choice, slider, switch, upload
+from . import Lab, Panel, _version, button, choice, slider, switch, upload
 from ..measure import mask_measures
 from ..model import create_model
 from ..phantom import make_phantom
@@ -37,6 +37,7 @@ class PredictLab(Lab):
         self.link = widgets.HTML(layout=widgets.Layout(min_height="2em"))
         super().__init__(controls, [upload(self._take, lambda why: self.tell(why, wrong=True)), button("Forget my image", self.forget, "trash"),
                                     button("Make a PNG", self._offer, "download"), self.link])
+        self._look_ahead()
 
 # %% ../../nbs/44_predict_lab.ipynb #81395680
 def _scans(images, masks):
@@ -58,11 +59,12 @@ def _result(self, scan=None, threshold=None, mirror=None, **_):
     "The `Prediction` of an image at a threshold; the network is asked once for each image and view."
     state = self.state
     scan, mirror = state["scan"] if scan is None else scan, state["mirror"] if mirror is None else mirror
-    if (scan, mirror) not in self._answers:
+    version = _version(self.model)
+    if self._answers.get((scan, mirror), (None,))[0] != version:
         answer = predict(self.model, self.scans[scan]["image"], tta=mirror, size=self.predict_size)
         if answer.probability.ndim != 2: raise ValueError(f"PredictLab shows networks of one class; this one gives {len(answer.probability)}. Wrap it to return one.")
-        self._answers[scan, mirror] = answer
-    return self._answers[scan, mirror].at(state["threshold"] if threshold is None else threshold)
+        self._answers[scan, mirror] = version, answer
+    return self._answers[scan, mirror][1].at(state["threshold"] if threshold is None else threshold)
 
 def _parts(self, result, pixel_size):
     "The measures of a mask; picture and sentence of one movement share them."
@@ -70,7 +72,15 @@ def _parts(self, result, pixel_size):
         self._measured = result.probability, result.threshold, pixel_size, mask_measures(result.mask, pixel_size or None)
     return self._measured[3]
 
-PredictLab.result, PredictLab._parts = _result, _parts
+def _look_ahead(self, seconds=1.0):
+    "Ask the network for the next images before they are chosen, for about a second: those then appear at once."
+    start = time.perf_counter()
+    for scan in range(len(self.scans)):
+        if time.perf_counter() - start > seconds: return
+        try: self.result(scan)
+        except (ValueError, TypeError, RuntimeError, OSError): pass  # said when the image is chosen
+
+PredictLab.result, PredictLab._parts, PredictLab._look_ahead = _result, _parts, _look_ahead
 
 # %% ../../nbs/44_predict_lab.ipynb #63c9622e
 def _outlined(result, truth):
@@ -95,17 +105,15 @@ def _histogram(ax, p, threshold):
 def _draw(self, figure, scan, threshold, mirror, truth, pixel_size):
     "Image and outline, probability, histogram."
     result, mask = self.result(scan, threshold, mirror), self.scans[scan]["mask"] if truth else None
-    left, middle, right = (figure.add_axes(place) for place in ((0.005, 0.02, 0.42, 0.86), (0.435, 0.02, 0.42, 0.86), (0.9, 0.14, 0.09, 0.74)))
-    left.imshow(_outlined(result, mask))
-    left.set_title("mask" if mask is None else "found (green), too much (red-brown), missed (blue)", fontsize=8.5)
-    middle.imshow(result.probability, cmap="inferno", vmin=0, vmax=1)
-    middle.set_title("probability: dark 0, bright 1", fontsize=8.5)
-    for ax in (left, middle): ax.set_axis_off()
+    title = "mask" if mask is None else "found (green), too much (red-brown), missed (blue)"
+    left = Panel(figure, (0.005, 0.02, 0.42, 0.86), _outlined(result, mask), title)
+    Panel(figure, (0.435, 0.02, 0.42, 0.86), result.probability, "probability: dark 0, bright 1", "inferno")
     parts = self._parts(result, pixel_size)
     if parts:
-        ends = np.array(parts[0]["diameter_ends"])[:, ::-1].T
-        left.plot(*ends, color="white", lw=0.9, marker="+", ms=5)
-    _histogram(right, result.probability, threshold)
+        ends = np.array(parts[0]["diameter_ends"])[:, ::-1]
+        across = (ends[1] - ends[0])[::-1] * (-1, 1) / max(np.hypot(*(ends[1] - ends[0])), 1e-9) * max(result.mask.shape) / 60
+        left.lines([ends, *([e - across, e + across] for e in ends)], width=0.9)  # with a bar at each end, as on a drawing
+    _histogram(figure.add_axes((0.9, 0.14, 0.09, 0.74)), result.probability, threshold)
 
 PredictLab.draw = _draw
 
