@@ -30,6 +30,7 @@ PUBLIC = {
     "cost": ("cost_table", "latency"),
     "features": ("feature_maps",),
     "measure": ("mask_measures",),
+    "reproduce": ("build_system", "load_results", "results_table", "run_system"),
     "labs": (),
 }  # module -> the public names that live in it
 

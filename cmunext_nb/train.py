@@ -10,6 +10,7 @@ __all__ = ['recipes', 'Recipe', 'get_recipe', 'learning_rate', 'pick_device', 'c
 import argparse, copy, hashlib, json, math, os, sys, time, warnings, zlib
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 import torch
@@ -364,6 +365,8 @@ def _set_size(run):
     if getattr(run, "scale", None) == scale: return
     run.scale = scale
     run.images, run.masks = _resized(run.train, scale)
+    if run.device.type == "cuda" and sum(t.numel() for t in (run.images, run.masks)) < 4e9:  # bytes; the whole set on the card: no copy in a step
+        run.images, run.masks = run.images.to(run.device), run.masks.to(run.device)
 
 # %% ../nbs/15_train.ipynb #8a291f7e
 def _make_optimizer(model, recipe):
@@ -587,7 +590,7 @@ def _save_model(run, name):
 
 def _save_curves(run):
     "Draw the history into curves.png."
-    if run.out is None or run.rank > 0 or not run.history.rows: return
+    if run.out is None or run.rank > 0 or not run.history.rows or find_spec("matplotlib") is None: return  # a bare GPU machine has no matplotlib
     with _writing(run), atomic_write(run.out / "curves.png") as f: run.history.figure().savefig(f, format="png", dpi=120)
     run.drawn = time.monotonic()
 

@@ -1,0 +1,148 @@
+"Runs that can be had again: packing, resuming, lines, and the bare machine. The everyday path is checked in nbs/49_reproduce.ipynb."
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cmunext_nb.data import data_roots, load_dataset
+from cmunext_nb.reproduce import SYSTEMS, add_result, build_system, load_packed, load_results, main, pack_dataset, results_table, run_name, summarise
+from cmunext_nb.train import get_recipe
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory): return pack_dataset("phantom", tmp_path_factory.mktemp("packed") / "phantom.npz", size=32, splits=(1,))
+
+
+def line(model="cmunext_s", split=1, seed=41, iou=0.5, **more):
+    scores = dict(iou=iou, f1=iou, n=4)
+    return dict(name=f"{model}{split}{seed}{more}", model=model, data="busi", split=split, seed=seed, size=256, recipe="paper", changes={}, epochs=3, parameters=1,
+                minutes=1.0, hardware="a card", best=scores, last=scores, **more)
+
+
+def test_colour_survives_packing(tmp_path):
+    rng = np.random.default_rng(0)
+    for kind in ("images", "masks"): (tmp_path / "set" / kind).mkdir(parents=True)
+    for i in range(6):
+        shape = (40, 48, 3) if i % 2 else (40, 48)
+        Image.fromarray(rng.integers(0, 255, shape, dtype=np.uint8)).save(tmp_path / f"set/images/{i}.png")
+        Image.fromarray((rng.random((40, 48)) > 0.5).astype(np.uint8) * 255).save(tmp_path / f"set/masks/{i}.png")
+    path = pack_dataset("folder", tmp_path / "set.npz", root=tmp_path / "set", size=48, splits=(1, 2))
+    for split in (1, 2):
+        for mine, there in zip(load_packed(path, split), load_dataset("folder", root=tmp_path / "set", split=split, size=48)):
+            assert mine.images.equal(there.images) and mine.masks.equal(there.masks) and mine.names == there.names and mine.meta["part"] == there.meta["part"]
+
+
+@pytest.mark.skipif(not any(r.is_dir() for r in data_roots("busi")), reason="BUSI is not here")
+def test_busi_packs_below_45_megabytes(tmp_path):
+    path = pack_dataset("busi", tmp_path / "busi.npz")
+    assert path.stat().st_size < 45e6
+    for mine, there in zip(load_packed(path, 2), load_dataset("busi", split=2)):
+        assert mine.images.equal(there.images) and mine.masks.equal(there.masks) and mine.names == there.names and mine.meta["dataset"] == "busi"
+
+
+@pytest.mark.parametrize("content", [b"", b"PK not a zip", json.dumps({}).encode()])
+def test_what_is_no_packed_file_is_said(tmp_path, content):
+    (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(ValueError, match="no packed dataset.*--pack"): load_packed(tmp_path / "x.npz")
+
+
+def test_a_split_that_did_not_travel_is_said(packed):
+    with pytest.raises(ValueError, match="has the splits 1, not 3"): load_packed(packed, 3)
+
+
+def test_an_object_array_is_not_unpickled(tmp_path):
+    np.savez(tmp_path / "x.npz", about=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="no packed dataset"): load_packed(tmp_path / "x.npz")
+
+
+def test_an_unknown_system_offers_the_nearest():
+    with pytest.raises(ValueError, match="cmunext_no_fusion"): build_system("cmunext_no_fusio")
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_systems_run(name):
+    assert build_system(name)(torch.zeros(1, 3, 32, 32)).shape == (1, 1, 32, 32)
+
+
+def test_building_leaves_the_generator_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    build_system("cmunext_s", seed=5)
+    assert torch.rand(1) == expected
+
+
+def test_names_differ_where_figures_could():
+    base = dict(model="cmunext_s", data="busi", split=1, recipe=get_recipe("fast"), size=256, seed=41, changes={})
+    others = [dict(model="cmunext"), dict(data="tn3k"), dict(split=2), dict(recipe=get_recipe("fast", 9)), dict(size=128), dict(seed=1), dict(changes=dict(ema=0.9))]
+    assert len({run_name(**{**base, **o}) for o in [{}, *others]}) == len(others) + 1
+
+
+def command(packed, tmp_path, *more):
+    return ["--data", str(packed), "--recipe", "fast", "--epochs", "3", "--set", "sizes=null", "validate_every=1", "--device", "cpu",
+            "--out", str(tmp_path / "runs"), "--results", str(tmp_path / "lines.jsonl"), *more]
+
+
+def test_a_killed_run_goes_on_to_the_same_figures(packed, tmp_path):
+    kill = "import os, signal, sys; from cmunext_nb import reproduce as r; f = r.fit\n" \
+           "r.fit = lambda *a, **k: f(*a, **{**k, 'on_epoch': lambda run: run.epoch < 2 or os.kill(os.getpid(), signal.SIGKILL)})\nr.main(sys.argv[1:])"
+    one, other = tmp_path / "one", tmp_path / "other"
+    killed = subprocess.run([sys.executable, "-c", kill, *command(packed, one)], capture_output=True)
+    assert killed.returncode != 0 and not (one / "lines.jsonl").exists() and list((one / "runs").iterdir())
+    main(command(packed, one))
+    main(command(packed, other))
+    a, b = load_results(one / "lines.jsonl")[0], load_results(other / "lines.jsonl")[0]
+    assert a["best"] == b["best"] and a["last"] == b["last"] and a["curve"]["loss"] == b["curve"]["loss"]
+
+
+def test_time_that_is_over_is_said(packed, tmp_path, capsys):
+    main(command(packed, tmp_path, "--minutes", "0"))
+    assert "not finished, the time is over" in capsys.readouterr().out and load_results(tmp_path / "lines.jsonl") == []
+
+
+@pytest.mark.parametrize("pair", ["ema", "lr:1"])
+def test_a_setting_without_a_value_is_said(packed, tmp_path, pair):
+    with pytest.raises(ValueError, match="FIELD=VALUE"): main(["--data", str(packed), "--set", pair])
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    (tmp_path / "lines.jsonl").write_text(json.dumps(line()) + "\n{\"name\": ")
+    with pytest.raises(ValueError, match="line 2 of .*delete it"): load_results(tmp_path / "lines.jsonl")
+
+
+def test_a_run_is_kept_once(tmp_path):
+    for entry in (line(), line(split=2), line(iou=0.7)): add_result({**entry, "name": str(entry["split"])}, tmp_path / "lines.jsonl")
+    assert [(r["name"], r["best"]["iou"]) for r in load_results(tmp_path / "lines.jsonl")] == [("2", 0.5), ("1", 0.7)]
+
+
+def test_each_split_counts_once():
+    row = summarise([line(iou=0.4), line(seed=42, iou=0.6), line(split=2, iou=0.8)])[0]
+    assert row["best_iou"] == pytest.approx(65) and row["splits"] == [1, 2] and row["seeds"] == [41, 42] and row["spread"] == pytest.approx(14.142, abs=1e-3)
+
+
+def test_other_schedules_stand_apart():
+    results = [line(), line(seed=42) | dict(epochs=4), line(seed=43) | dict(size=128), line(seed=44) | dict(changes=dict(ema=0.9))]
+    assert len(summarise(results)) == 4 and results_table(results).count("cmunext_s") == 4
+
+
+def test_missing_protocols_are_dashes():
+    text = results_table([line()])
+    assert "-" in text.splitlines()[1] and "50.00 / 50.00" in text
+
+
+def test_shipped_lines_say_where_they_come_from():
+    for r in load_results():
+        assert r["hardware"] and r["torch"] and r["settings"]["epochs"] == r["epochs"] == len(r["curve"]["loss"]) and r["n_train"] > r["n_valid"]
+
+
+def test_it_runs_on_a_bare_machine(packed, tmp_path):
+    "Without matplotlib, scipy, pooch and all that is not torch, numpy, pillow, tqdm and safetensors."
+    bare = "import sys\nfor m in ('matplotlib', 'scipy', 'pooch', 'IPython', 'ipywidgets', 'torchvision', 'timm', 'torchinfo', 'pytorch_grad_cam'): sys.modules[m] = None\n" \
+           "from cmunext_nb.reproduce import main; main(sys.argv[1:])"
+    done = subprocess.run([sys.executable, "-c", bare, *command(packed, tmp_path, "--models", "cmunext_s", "unext")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [r["model"] for r in load_results(tmp_path / "lines.jsonl")] == ["cmunext_s", "unext"]
