@@ -30,6 +30,7 @@ PUBLIC = {
     "cost": ("cost_table", "latency"),
     "features": ("feature_maps",),
     "measure": ("mask_measures",),
+    "paper": ("TABLE1", "TABLE2", "TABLE3"),
     "labs": (),
 }  # module -> the public names that live in it
 
