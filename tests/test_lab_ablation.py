@@ -114,7 +114,7 @@ def test_nothing_is_computed_for_a_movement(lab, monkeypatch):
 # Results
 
 def test_without_runs_nothing_is_ours(lab):
-    assert lab.schedules == {} and "none finished yet" in lab.controls["runs"].options
+    assert lab.schedules == {} and "none finished yet" in lab.controls["runs"].options and lab.controls["runs"].disabled
     for name in ROWS:
         for dataset in ("bus", "busi", "tus", "tnscui"): assert lab.ours(name, **{**lab.state, "dataset": dataset}) is None
     for name in TABLE3: assert f"{TABLE3[name]['iou']['busi']:.2f}" not in said(lab).replace(f"the paper&#x27;s {TABLE3[name]['iou']['busi']:.2f}", "")
@@ -132,6 +132,7 @@ def test_schedules_are_not_mixed():
     lab = AblationLab([line("cmunext", 0.5, epochs=20, recipe="fast"), line("cmunext", 0.7), line("unet", 0.6)])
     assert list(lab.schedules) == ["busi, paper, 300 epochs, 256 px", "busi, fast, 20 epochs, 256 px"] and lab.state["runs"] == "busi, paper, 300 epochs, 256 px"
     before = lab.picture.value
+    assert not lab.controls["runs"].disabled
     lab.put(runs="busi, fast, 20 epochs, 256 px")
     assert lab.picture.value != before and lab.ours("cmunext", **lab.state) == pytest.approx(50) and lab.ours("unet", **lab.state) is None
 

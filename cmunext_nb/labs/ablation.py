@@ -231,6 +231,7 @@ class AblationLab(Lab):
             show=choice("In the boxes", [("layers", "layers"), ("parameters", "parameters"), ("multiply-accumulates", "macs")]),
             dataset=choice("Data set", [(d.upper(), d) for d in TABLE3["unet"]["iou"]], "busi"), runs=choice("Our runs", [*self.schedules] or ["none finished yet"]),
             score=choice("Score", [("best epoch, as in the paper", "best"), ("last epoch", "last"), ("last epoch, clean images", "last_clean")])))
+        self.controls["runs"].disabled = len(self.schedules) < 2  # a menu of one has nothing to choose
 
     def draw(self, figure, show, **state):
         "The U above, the table below."
