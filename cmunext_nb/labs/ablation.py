@@ -17,7 +17,7 @@ from ..model import DecoderStage, PlainFusion, PlainStage, VARIANTS, create_mode
 from ..paper import TABLE3
 from ..receptive_field import receptive_field, receptive_fields
 from ..reproduce import load_results, summarise
-from ..zoo.unet import NearestUp
+from ..upsample import UpBlock
 
 # %% ../../nbs/50_ablation.ipynb #82dd6620
 ROWS = dict(  # name of the system in `reproduce`: (what it is called, network, arguments that change it)
@@ -46,7 +46,7 @@ def _layers(part):
         return f"{n} blocks {k}×{k}, 3×3" if n > 1 else f"block {k}×{k}, 3×3"
     if isinstance(part, DecoderStage):
         fusion = "3×3, 3×3" if isinstance(part.fusion, PlainFusion) else "grouped, 1×1, 1×1"
-        return f"{'copy' if isinstance(part.up, NearestUp) else 'bilinear'} · {fusion}"  # and a 3×3 between them, in all rows
+        return f"{'bilinear' if type(part.up) is UpBlock else 'copy'} · {fusion}"  # and a 3×3 between them, in all rows
     return ", ".join(["3×3"] * len(part)) if isinstance(part, PlainStage) else ""
 
 # %% ../../nbs/50_ablation.ipynb #5f2af06d
