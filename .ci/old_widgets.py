@@ -42,7 +42,7 @@ def main():
     parser.add_argument("--version", default="7.7.1")
     parser.add_argument("--folder", type=Path, help="keep the old ipywidgets here")
     args = parser.parse_args()
-    names = args.names or [*sorted((ROOT / "tests").glob("test_lab*.py")), *sorted((ROOT / "nbs").glob("39_*.ipynb")), *sorted((ROOT / "nbs").glob("4?_*lab*.ipynb"))]
+    names = args.names or [*sorted((ROOT / "tests").glob("test_lab*.py")), *sorted((ROOT / "nbs").glob("39_*.ipynb")), *sorted((ROOT / "nbs").glob("4?_*lab*.ipynb")), *sorted((ROOT / "nbs").glob("50_*.ipynb"))]
     tests, notebooks = [n for n in names if n.suffix == ".py"], [n.resolve() for n in names if n.suffix == ".ipynb"]
     with tempfile.TemporaryDirectory() as temporary:
         env = old_environment(args.folder or temporary, args.version)

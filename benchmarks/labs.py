@@ -16,6 +16,7 @@ MOVES = {
     "ReceptiveFieldLab": dict(layer=("encoder.3", "decoder.0", "encoder.2", "decoder.1"), row=range(40, 200, 16)),
     "GradCAMLab": dict(layer=("encoder.3", "decoder.0", "encoder.2", "decoder.1"), method=("hirescam", "layercam", "gradcam++", "xgradcam"), scan=(1, 2, 3, 4)),
     "PredictLab": dict(threshold=(0.1, 0.2, 0.3, 0.4, 0.6, 0.7), scan=(1, 2, 3, 4)),
+    "AblationLab": dict(row=("unet", "reduced_unet", "cmunext_no_fusion", "cmunext_no_block"), show=("parameters", "macs"), dataset=("bus", "tus", "tnscui")),
 }
 
 

@@ -30,7 +30,9 @@ PUBLIC = {
     "cost": ("cost_table", "latency"),
     "features": ("feature_maps",),
     "measure": ("mask_measures",),
+    "paper": ("TABLE1", "TABLE2", "TABLE3"),
     "reproduce": ("build_system", "load_results", "results_table", "run_system"),
+    "comparison": ("comparison_table", "prediction_grid", "show_training"),
     "labs": (),
 }  # module -> the public names that live in it
 

@@ -120,15 +120,21 @@ def tradeoff_points(
     networks, unit = (costs or load_costs())["networks"], COSTS[cost][1]
     return [dict(name=p["label"], x=networks[n][cost] / unit, y=p["iou"][data], own=n.startswith("cmunext")) for n, p in TABLE2.items()]
 
-# %% ../nbs/51_comparison.ipynb #421eb5ca
+# %% ../nbs/51_comparison.ipynb #5ce9715e
+def _axes(rows, columns, size, **options):
+    "A figure and its axes, closed in pyplot so that a notebook draws it once: as the value of its cell."
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+    plt.close(figure)
+    return figure, axes
+
 def show_tradeoffs(
     data: str = "busi", # a set of Table 2
     costs=None, # what `load_costs` gives; None takes the shipped ones
 ): # matplotlib Figure
     "The paper's Figure 2 with costs measured here: IoU against latency, MACs and parameters."
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(9, 3), layout="constrained")
-    for ax, (cost, (label, _)) in zip(figure.subplots(1, 3, sharey=True), COSTS.items()):
+    figure, axes = _axes(1, 3, (9, 3), sharey=True)
+    for ax, (cost, (label, _)) in zip(axes[0], COSTS.items()):
         for p in tradeoff_points(cost, data, costs):
             ax.scatter(p["x"], p["y"], s=30, color=COLORS["accent1" if p["own"] else "muted"], zorder=3 if p["own"] else 2)
             ax.annotate(p["name"], (p["x"], p["y"]), (3, 3), textcoords="offset points", fontsize=6.5, color=COLORS["ink"] if p["own"] else "#6b6f73")
@@ -145,9 +151,7 @@ def prediction_grid(
     size=None, # side at which the networks see the images, as in `predict`
 ): # matplotlib Figure
     "The paper's Figure 3: a row an image, a column a network; found, too much, missed, and the true outline; IoU above each."
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(1.35 * (len(models) + 1), 1.55 * len(images)), layout="constrained")
-    grid = figure.subplots(len(images), len(models) + 1, squeeze=False)
+    figure, grid = _axes(len(images), len(models) + 1, (1.35 * (len(models) + 1), 1.55 * len(images)))
     for row, image, mask in zip(grid, images, masks):
         show_image(image, row[0], "scan, truth", mask)
         for ax, (name, model) in zip(row[1:], models.items()):
@@ -164,9 +168,7 @@ def show_training(
     key: str = "iou", # "iou", "f1", "loss", ...
 ): # matplotlib Figure
     "The paper's Figure 4: a score over the epochs, a line a network; a band from the lowest to the highest seed where there are several."
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=SIZES["wide"], layout="constrained")
-    ax = figure.subplots()
+    figure, ((ax,),) = _axes(1, 1, SIZES["wide"])
     for (name, runs), color in zip(curves.items(), ("accent1", "accent2", "accent3", "accent4", "muted", "ink")):
         tables = [r if isinstance(r, dict) else {k: [row.get(k) for row in r] for k in ("epoch", key)} for r in runs]
         kept = [{e: v for e, v in zip(t["epoch"], t[key]) if v is not None} for t in tables]

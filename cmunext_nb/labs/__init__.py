@@ -288,7 +288,8 @@ def _blank(self):
 Lab.put, Lab.figure, Lab.refresh, Lab.tell, Lab.blank = _put, _figure, _refresh, _tell, _blank
 
 # %% ../../nbs/39_labs.ipynb #96f52937
-LABS = dict(BlockLab="block", ReceptiveFieldLab="receptive_field", GradCAMLab="gradcam", TrainingLab="training", PredictLab="predict")
+LABS = dict(BlockLab="block", ReceptiveFieldLab="receptive_field", GradCAMLab="gradcam", TrainingLab="training", PredictLab="predict",
+            AblationLab="ablation")
 
 def __getattr__(name):
     "Import the lab `name` when it is first asked for."

@@ -32,7 +32,7 @@ def finder():
 
 def lab_notebooks():
     "Paths of the lab notebooks, in reading order."
-    return sorted(NBS.glob("4[0-9]_*_lab.ipynb"))
+    return sorted([*NBS.glob("4[0-9]_*_lab.ipynb"), *NBS.glob("50_*.ipynb")])
 
 
 class Jupyter:
