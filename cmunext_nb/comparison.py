@@ -75,15 +75,17 @@ def comparison_table(
     return ComparisonTable(rows, f"{data}. Counted and timed here: {costs['method']}. IoU and F1 in percent by the paper's protocol (best epoch on the validation images). "
                                  "The paper: mean of three splits, 300 epochs, 256 px.")
 
-# %% ../nbs/51_comparison.ipynb #ac97b100
-_STYLE = (".pt text{opacity:0;font:600 13px sans-serif;fill:currentColor;pointer-events:none}.pt:hover text,.pt:focus text,.pt.own text{opacity:1}"
-          ".pt circle{stroke:#fff;stroke-width:1}.pt:hover circle,.pt:focus circle{stroke:currentColor;stroke-width:3}.pt:focus{outline:none}"
+# %% ../nbs/51_comparison.ipynb #ddb37abc
+_STYLE = (".pt text{opacity:0;font:600 13px sans-serif;fill:currentColor;pointer-events:none}.pt:hover text,.pt:focus text{opacity:1}"
+          ".pt .nm{font-weight:400;opacity:.8}.pt:hover .nm,.pt:focus .nm{opacity:0}.pt circle{stroke:#fff;stroke-width:1}.pt:hover circle,.pt:focus circle{stroke:currentColor;stroke-width:3}.pt:focus{outline:none}"
           ".ax{font:12px sans-serif;fill:currentColor}.gr{stroke:currentColor;opacity:.15}")
 
 def _ticks(low, high):
     "1, 2 and 5 times powers of ten between two positive numbers."
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
+
+def _short(x): return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 # %% ../nbs/51_comparison.ipynb #d6dd984b
 def hover_scatter(
@@ -102,9 +104,11 @@ def hover_scatter(
     grid += [f'<line class="gr" x1="60" x2="620" y1="{Y(t):.1f}" y2="{Y(t):.1f}"/><text class="ax" x="52" y="{Y(t) + 4:.1f}" text-anchor="end">{t}</text>' for t in range(math.ceil(y0), math.floor(y1) + 1, 2)]
     dots = []
     for p in sorted(points, key=lambda p: p.get("own", False)):
-        words, left = f"{p['name']}: {p['x']:.3g}, {p['y']:.2f}", X(p["x"]) > 420
-        dots.append(f'<g class="pt{" own" * bool(p.get("own"))}" tabindex="0" role="img" aria-label="{html.escape(words)}"><circle cx="{X(p["x"]):.1f}" cy="{Y(p["y"]):.1f}" r="7" '
-                    f'fill="{COLORS["accent1" if p.get("own") else "muted"]}"/><text x="{X(p["x"]) + (-11 if left else 11):.1f}" y="{Y(p["y"]) - 8:.1f}" text-anchor="{"end" if left else "start"}">{html.escape(words)}</text></g>')
+        words, left = html.escape(f"{p['name']}: {_short(p['x'])}, {p['y']:.2f}"), X(p["x"]) > 420
+        place = f'x="{X(p["x"]) + (-11 if left else 11):.1f}" y="{Y(p["y"]) - 8:.1f}" text-anchor="{"end" if left else "start"}"'
+        name = f'<text class="nm" {place}>{html.escape(p["name"])}</text>' if p.get("own") else ""
+        dots.append(f'<g class="pt" tabindex="0" role="img" aria-label="{words}"><circle cx="{X(p["x"]):.1f}" cy="{Y(p["y"]):.1f}" r="7" '
+                    f'fill="{COLORS["accent1" if p.get("own") else "muted"]}"/>{name}<text {place}>{words}</text></g>')
     labels = f'<text class="ax" x="340" y="338" text-anchor="middle">{html.escape(x_label)}</text><text class="ax" transform="translate(14 160) rotate(-90)" text-anchor="middle">{html.escape(y_label)}</text>'
     return HTML(f'<svg viewBox="0 0 640 345" style="max-width:680px;width:100%" role="group" aria-label="{html.escape(alt)}"><style>{_STYLE}</style>{"".join(grid)}{labels}{"".join(dots)}</svg>')
 
@@ -137,7 +141,8 @@ def show_tradeoffs(
     for ax, (cost, (label, _)) in zip(axes[0], COSTS.items()):
         for p in tradeoff_points(cost, data, costs):
             ax.scatter(p["x"], p["y"], s=30, color=COLORS["accent1" if p["own"] else "muted"], zorder=3 if p["own"] else 2)
-            ax.annotate(p["name"], (p["x"], p["y"]), (3, 3), textcoords="offset points", fontsize=6.5, color=COLORS["ink"] if p["own"] else "#6b6f73")
+            under = any(0 < q["y"] - p["y"] < 0.5 and abs(math.log(q["x"] / p["x"])) < 1.5 for q in tradeoff_points(cost, data, costs))  # room for both names
+            ax.annotate(p["name"], (p["x"], p["y"]), (3, -9 if under else 3), textcoords="offset points", fontsize=6.5, color=COLORS["ink"] if p["own"] else "#6b6f73")
         ax.set(xscale="log", xlabel=label)
         ax.margins(x=0.18)
     figure.axes[0].set_ylabel("IoU, %, the paper's")
@@ -153,7 +158,8 @@ def prediction_grid(
     "The paper's Figure 3: a row an image, a column a network; found, too much, missed, and the true outline; IoU above each."
     figure, grid = _axes(len(images), len(models) + 1, (1.35 * (len(models) + 1), 1.55 * len(images)))
     for row, image, mask in zip(grid, images, masks):
-        show_image(image, row[0], "scan, truth", mask)
+        show_image(image, row[0], None, mask)
+        row[0].set_title("scan, truth", fontsize=7.5)
         for ax, (name, model) in zip(row[1:], models.items()):
             found, truth = predict(model, image, size=size).mask, as_mask(mask)
             both = (found | truth).sum()
