@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nbformat
 
-import reference
+import pages, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 HIDDEN = re.compile(r"^#\|\s*(hide|default_exp)\b", re.M)
@@ -45,6 +45,7 @@ def main():
     tool = str(Path(sys.executable).parent / "smalldocs") if args.tool == "smalldocs" else "quarto"
     with tempfile.TemporaryDirectory() as tmp:
         nbs = copied(Path(tmp))
+        print("pages:", ", ".join(pages.write(nbs)))
         print(f"reference: {len(reference.public())} public names, {reference.write(nbs)} links to them from the notebooks")
         run(tool, "render", ".", cwd=nbs)
         if args.tool == "smalldocs": run(tool, "check", ".", cwd=nbs)
