@@ -5,7 +5,7 @@ check   fail on execution counts, widget state, machine paths, oversized files, 
         a stale export, a stale README
 readme  write README.md from nbs/index.ipynb
 """
-import argparse, base64, io, os, re, shutil, subprocess, sys, tempfile, time
+import argparse, base64, html, io, os, re, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import nbformat
@@ -93,15 +93,38 @@ def stale():
     return [f"{p}: differs from what nbdev_export and nbdev_clean make: run `make export`" for p in sorted(set(bad))]
 
 
-def readme_text():
-    "nbs/index.ipynb as Markdown: prose, shown code and text outputs, without hidden cells and directives."
+def scrubbed(o):
+    "Description and pictures of a `Scrubber` in an output, or None."
+    text = o.get("data", {}).get("text/html", "")
+    if 'class="scrubber"' not in text: return None
+    alt = re.search(r'alt="([^"]*?) [^".]*: [^"]*"', text)[1]
+    return html.unescape(alt), [base64.b64decode(d) for d in re.findall(r'src="data:image/\w+;base64,([^"]+)"', text)]
+
+
+def static_picture(pictures):
+    "The pictures of a scrubber side by side, two in a row, as a PNG file: what stands in the README in its place."
+    from PIL import Image
+    images = [Image.open(io.BytesIO(p)).convert("RGB") for p in pictures]
+    (w, h), rows = images[0].size, -(-len(images) // 2)
+    sheet, out = Image.new("RGB", (2 * w, rows * h), "white"), io.BytesIO()
+    for i, image in enumerate(images): sheet.paste(image, (i % 2 * w, i // 2 * h))
+    sheet.quantize(64, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
+def readme_text(pictures=None):
+    "nbs/index.ipynb as Markdown: prose, shown code and text outputs, without hidden cells and directives. Pictures of a scrubber go into the list."
     nb, parts = nbformat.read(NBS / "index.ipynb", 4), []
     for c in nb.cells:
         if c.cell_type == "markdown": parts.append(RELATIVE.sub(r"](nbs/\1", c.source))
         if c.cell_type != "code" or re.search(r"^#\|\s*(hide|default_exp|include:\s*false)", c.source, re.M): continue
         source = "\n".join(l for l in c.source.splitlines() if not l.startswith("#|")).strip()
-        if source: parts.append(f"```python\n{source}\n```")
+        if source and not re.search(r"^#\|\s*echo:\s*false", c.source, re.M): parts.append(f"```python\n{source}\n```")
         for o in c.outputs:
+            if found := scrubbed(o):
+                parts.append(f"![{found[0]}](nbs/images/scrubbed.png)")
+                if pictures is not None: pictures.append(static_picture(found[1]))
+                continue
             shown = o.get("text") or o.get("data", {}).get("text/plain", "")
             if shown and "image/png" not in o.get("data", {}): parts.append("\n".join("    " + l for l in shown.rstrip().splitlines()))
     return "<!-- Made from nbs/index.ipynb by `make readme`: edit the notebook. -->\n\n" + "\n\n".join(parts) + "\n"
@@ -114,7 +137,9 @@ def main():
     args = parser.parse_args()
     readme = ROOT / "README.md"
     if args.command == "run": run(notebooks(args.names))
-    if args.command == "readme": readme.write_text(readme_text(), encoding="utf-8")
+    if args.command == "readme":
+        readme.write_text(readme_text(pictures := []), encoding="utf-8")
+        for picture in pictures: (NBS / "images/scrubbed.png").write_bytes(picture)
     if args.command == "check":
         bad = [p for path in notebooks(args.names) for p in problems(path)]
         if not readme.exists() or readme.read_text(encoding="utf-8") != readme_text(): bad.append("README.md differs from nbs/index.ipynb: run `make readme`")

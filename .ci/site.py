@@ -1,12 +1,15 @@
 """Build the site from the notebooks and the one _quarto.yml: python .ci/site.py [--out _docs] [--tool smalldocs|quarto]
 
 Both tools get the same copy of nbs/, in which `#| hide` cells and export marks are left out. Without --out the site is built
-into a temporary folder and checked: every page is there and no link is broken. The published build uses Quarto.
+into a temporary folder and checked: every page is there, no link or anchor is broken, every picture has a description, no page is too
+heavy. The reference, gallery, exercises, models and changes are made here. The published build uses Quarto.
 """
 import argparse, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 import nbformat
+
+import links, pages, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 HIDDEN = re.compile(r"^#\|\s*(hide|default_exp)\b", re.M)
@@ -43,14 +46,17 @@ def main():
     tool = str(Path(sys.executable).parent / "smalldocs") if args.tool == "smalldocs" else "quarto"
     with tempfile.TemporaryDirectory() as tmp:
         nbs = copied(Path(tmp))
+        print("pages:", ", ".join(pages.write(nbs)))
+        print(f"reference: {len(reference.public())} public names, {reference.write(nbs)} links to them from the notebooks")
         run(tool, "render", ".", cwd=nbs)
         if args.tool == "smalldocs": run(tool, "check", ".", cwd=nbs)
-        pages, expected = list((Path(tmp) / "_docs").rglob("*.html")), list(nbs.rglob("*.ipynb"))
-        assert len(pages) >= len(expected), f"{len(pages)} pages for {len(expected)} notebooks"
+        missing = [p for p in nbs.rglob("*.ipynb") if not (Path(tmp) / "_docs" / p.relative_to(nbs).with_suffix(".html")).exists()]
+        bad = [f"no page was made of {p.name}" for p in missing] + links.main(Path(tmp) / "_docs")
         if args.out:
             shutil.rmtree(args.out, ignore_errors=True)
             shutil.copytree(Path(tmp) / "_docs", args.out)
-        print(f"site: {len(pages)} pages" + (f" in {args.out}" if args.out else ""))
+        if bad: sys.exit(f"site: {len(bad)} problems, see above")
+        print("site: nothing is broken" + (f"; it lies in {args.out}" if args.out else ""))
 
 
 if __name__ == "__main__": main()
