@@ -30,6 +30,7 @@ PUBLIC = {
     "cost": ("cost_table", "latency"),
     "features": ("feature_maps",),
     "measure": ("mask_measures",),
+    "deploy": ("fold", "export_onnx", "export_program", "deploy", "predict_tiled"),
     "labs": (),
 }  # module -> the public names that live in it
 
