@@ -13,7 +13,7 @@ cfg = parser["DEFAULT"]
 USER_EXTRAS = ("lab", "explain", "zoo", "deploy", "hub")
 extras = {name: cfg[f"{name}_requirements"].split() for name in USER_EXTRAS}
 extras["all"] = sorted({r for name in USER_EXTRAS for r in extras[name]})
-extras["dev"] = sorted({*cfg["dev_requirements"].split(), *extras["lab"], *extras["explain"], *extras["zoo"]})
+extras["dev"] = sorted({*cfg["dev_requirements"].split(), *extras["lab"], *extras["explain"], *extras["zoo"], *extras["deploy"]})
 
 # The README links to files of the repository; a package page needs whole addresses.
 readme = (HERE / "README.md").read_text(encoding="utf-8")

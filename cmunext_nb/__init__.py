@@ -30,6 +30,7 @@ PUBLIC = {
     "cost": ("cost_table", "latency"),
     "features": ("feature_maps",),
     "measure": ("mask_measures",),
+    "deploy": ("fold", "export_onnx", "export_program", "deploy", "predict_tiled"),
     "paper": ("TABLE1", "TABLE2", "TABLE3"),
     "reproduce": ("build_system", "load_results", "results_table", "run_system"),
     "comparison": ("comparison_table", "prediction_grid", "show_training"),

@@ -1,0 +1,243 @@
+"""Folding, files and engines: what a reader of notebook 30 would not want to see there. Engines that are not installed are skipped."""
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import cmunext_nb as cn
+from cmunext_nb.conv import ConvBlock
+from cmunext_nb.deploy import Deployed, _spans, deploy, export_onnx, export_program, fold, fold_forward, pixel_recipe, predict_tiled, reach, read_onnx_metadata
+from cmunext_nb.model import PlainFusion, create_model
+
+ROOT = Path(__file__).resolve().parent.parent
+LEAST = dict(float32=0.999, bfloat16=0.998, int8=0.99)
+
+
+def there(*packages): return all(importlib.util.find_spec(p) for p in packages)
+
+
+needs_onnx = pytest.mark.skipif(not there("onnx", "onnxscript"), reason="onnx and onnxscript are not installed (extra deploy)")
+
+
+@pytest.fixture(scope="module")
+def model(): return create_model("cmunext_s", pretrained="phantom").eval()
+
+
+@pytest.fixture(scope="module")
+def file(model, tmp_path_factory):
+    if not there("onnx", "onnxscript"): pytest.skip("onnx and onnxscript are not installed (extra deploy)")
+    return export_onnx(model, tmp_path_factory.mktemp("onnx") / "s.onnx", source="a test", run=7)
+
+
+@pytest.fixture(scope="module")
+def scans(): return cn.make_phantom(6, size=256, seed=7)[0]
+
+
+def lively(net):
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            for t, low, high in ((m.weight, -1.5, 1.5), (m.bias, -0.5, 0.5), (m.running_mean, -0.5, 0.5), (m.running_var, 0.5, 2)): nn.init.uniform_(t, low, high)
+    return net.eval()
+
+
+def dice(a, b): return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+# fold
+
+@pytest.mark.parametrize("name", ["cmunext_s", "cmunext", "cmunext_l"])
+def test_fold_is_exact(name):
+    torch.manual_seed(0)
+    net, x = lively(create_model(name, 1, 3)), torch.randn(2, 1, 33, 47)
+    folded = fold(net)
+    with torch.no_grad(): assert (folded(x) - net(x)).abs().max() <= 1e-4
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in folded.modules()) < sum(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+    assert folded.config == net.config and folded.preprocess == net.preprocess
+
+
+def test_fold_leaves_the_model_alone():
+    net = create_model("cmunext_s").train()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    fold(net)
+    assert net.training and all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_fold_of_other_boxes():
+    "Other norms and boxes that compute something else keep their norms, and the result is right."
+    class Louder(ConvBlock):
+        def forward(self, x): return 2 * self.act(self.norm(self.conv(x)) + 1)
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 32, 32)
+    for net in (create_model("cmunext_s", norm=lambda c: nn.GroupNorm(1, c)), create_model("cmunext_s", fusion=PlainFusion),
+                create_model("reduced_unet"), nn.Sequential(Louder(3, 4), ConvBlock(4, 4))):
+        net = lively(net)
+        with torch.no_grad(): torch.testing.assert_close(fold(net)(x), net(x), rtol=1e-4, atol=1e-4)
+    assert isinstance(fold(net)[0].norm, nn.BatchNorm2d) and isinstance(fold(net)[1].norm, nn.Identity)
+
+
+def test_fold_unwraps_and_refuses():
+    assert isinstance(fold(nn.DataParallel(create_model("cmunext_s"))), cn.CMUNeXt)
+    with pytest.raises(TypeError, match="network"): fold("cmunext_s")
+    with pytest.raises(ValueError, match="1x1"): fold_forward(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1))
+
+
+# files
+
+def test_the_file_describes_itself(file):
+    about = read_onnx_metadata(file)
+    assert about["preprocess"] == json.loads(json.dumps(pixel_recipe("imagenet"))) and about["classes"] == ["lesion"]
+    assert about["source"] == "a test" and about["metadata"] == {"run": 7} and about["config"]["name"] == "cmunext_s"
+
+
+def test_the_file_names_no_machine(file):
+    data = file.read_bytes()
+    assert len(data) <= 2e6 and str(ROOT).encode() not in data and b"site-packages" not in data
+
+
+@needs_onnx
+def test_a_failed_export_keeps_the_old_file(model, file, tmp_path, monkeypatch):
+    import onnx
+    monkeypatch.setattr("cmunext_nb.deploy._onnx", lambda _: onnx.load(str(file)))  # exporting takes seconds, and is not what fails
+    path = tmp_path / "s.onnx"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device", str(path))))
+    with pytest.raises(OSError, match="Free some space"): export_onnx(model, path)
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["s.onnx"]
+
+
+@needs_onnx
+def test_wrong_files_and_classes(model, tmp_path):
+    (tmp_path / "no.onnx").write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match="damaged"): read_onnx_metadata(tmp_path / "no.onnx")
+    with pytest.raises(FileNotFoundError, match="absent"): deploy(tmp_path / "absent.onnx")
+    with pytest.raises(ValueError, match="1 channels and there are 2 names"): export_onnx(model, tmp_path / "a.onnx", classes=["a", "b"])
+
+
+def test_program(model, tmp_path):
+    export_program(model, tmp_path / "s.pt2")
+    alone = torch.export.load(tmp_path / "s.pt2").module()
+    for shape in ((1, 3, 17, 17), (3, 3, 50, 33)):
+        x = torch.randn(shape)
+        with torch.no_grad(): torch.testing.assert_close(alone(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+# engines
+
+PATHS = [("onnxruntime", "float32"), ("onnxruntime", "int8"), ("openvino", "float32"), ("openvino", "bfloat16"), ("openvino", "int8"), ("torch", "float32"), ("torch", "bfloat16")]
+
+
+def engine(model, file, scans, backend, precision):
+    for package in [backend] + ["nncf"] * (backend == "openvino" and precision == "int8"): pytest.importorskip(package)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a processor without bfloat16
+        return deploy(model if backend == "torch" else file, backend, precision, calibration=cn.make_phantom(16, size=256, seed=8)[0] if precision == "int8" else None)
+
+
+@pytest.mark.parametrize("backend, precision", PATHS)
+def test_parity(model, file, scans, backend, precision):
+    net = engine(model, file, scans, backend, precision)
+    assert net.config == model.config and net.preprocess == model.preprocess and precision in repr(net)
+    ours, theirs = (np.stack([r.mask for r in cn.predict(m, scans, size=None)]) for m in (model, net))
+    assert dice(ours, theirs) >= LEAST[precision]
+    for shape in ((1, 3, 16, 16), (2, 3, 17, 31), (1, 3, 50, 99)):
+        x = torch.randn(shape)
+        out = net(x)
+        assert isinstance(out, torch.Tensor) and out.shape == (shape[0], 1, *shape[2:]) and out.dtype == torch.float32
+        assert isinstance(net(x.numpy()), np.ndarray) and np.array_equal(net(x.numpy()), out.numpy())
+        if precision == "float32":
+            with torch.no_grad(): assert (out - model(x)).abs().max() <= 2e-4
+
+
+def test_outputs_are_not_overwritten(model, file, scans):
+    "Engines reuse their buffers: an answer must outlive the next question."
+    net = engine(model, file, scans, "openvino", "float32")
+    first = net(torch.zeros(1, 3, 32, 32))
+    kept = first.clone()
+    net(torch.randn(1, 3, 32, 32))
+    assert torch.equal(first, kept)
+
+
+def test_bfloat16_without_the_units_is_said(file):
+    ov = pytest.importorskip("openvino")
+    if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"): pytest.skip("this processor has bfloat16")
+    with pytest.warns(UserWarning, match="no bfloat16"): net = deploy(file, "openvino", "bfloat16")
+    assert net.computes_in == "float32" and "was asked for" in repr(net)
+
+
+def test_the_lab_takes_it(model, file):
+    pytest.importorskip("ipywidgets")
+    pytest.importorskip("onnxruntime")
+    lab = cn.labs.PredictLab(deploy(file), cn.make_phantom(1, size=64, seed=0)[0], predict_size=64)
+    assert lab.result().mask.shape == (64, 64)
+
+
+@pytest.mark.parametrize("args, error, word", [
+    (("tensorflow",), ValueError, "Unknown backend"), (("onnxruntime", "bfloat16"), ValueError, "'openvino' or 'torch'"), (("torch", "int8"), ValueError, "onnxruntime"),
+    (("openvino", "int8"), ValueError, "calibration"), (("onnxruntime", "float16"), ValueError, "float32, int8"), (("torch", "float32", [1]), ValueError, "int8")])
+def test_wrong_choices(model, args, error, word):
+    with pytest.raises(error, match=word): deploy(model, *args)
+
+
+def test_wrong_models(tmp_path):
+    with pytest.raises(TypeError, match="path of a file"): deploy(7)
+    with pytest.raises(ValueError, match="16 pixels"): deploy(create_model("cmunext_s"), "openvino", "int8", calibration=torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("x, error, word", [
+    (torch.zeros(3, 32, 32), ValueError, "four axes"), (torch.zeros(1, 1, 32, 32), ValueError, "3 channels"), (torch.zeros(1, 3, 15, 32), ValueError, "16 pixels"),
+    (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ValueError, "float"), ([[1.0]], TypeError, "tensor or an array"), (torch.zeros(0, 3, 32, 32), ValueError, "empty")])
+def test_wrong_inputs(model, x, error, word):
+    with pytest.raises(error, match=word): deploy(model, "torch")(x)
+
+
+@pytest.mark.parametrize("backend, package", [("onnxruntime", "onnxruntime"), ("openvino", "openvino")])
+def test_missing_packages(model, monkeypatch, backend, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"{package}.*cmunext_nb\[deploy\]"): deploy(model, backend)
+
+
+def test_the_module_is_light():
+    code = "import sys, cmunext_nb.deploy; print([m for m in ('onnx', 'onnxruntime', 'openvino', 'nncf') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+# tiles
+
+@pytest.mark.parametrize("length, tile, margin", [(100, 128, 32), (1000, 640, 224), (257, 96, 32), (512, 128, 0)])
+def test_cores_cover_once(length, tile, margin):
+    spans = _spans(length, tile, margin)
+    assert [p for a in spans for p in range(a[2], a[3])] == list(range(length))
+    assert all(a[0] % 32 == 0 and a[1] - a[0] <= max(tile, length if len(spans) == 1 else 0) for a in spans)
+
+
+def test_tiles_equal_the_whole(model):
+    "With a small network the reach is small: many tiles, and not one pixel of the mask differs."
+    torch.manual_seed(1)
+    net, image = lively(create_model("cmunext_s", dims=(4, 4, 4), depths=(1, 1, 1), kernel_sizes=(3, 3, 3))), torch.randint(0, 256, (1, 300, 333), dtype=torch.uint8)
+    assert reach(net) <= 64
+    whole, tiled = cn.predict(net, image, size=None), predict_tiled(net, image, tile=192)
+    np.testing.assert_allclose(tiled.probability, whole.probability, atol=1e-5)
+    seams = np.abs(predict_tiled(net, image, tile=192, margin=0).probability - whole.probability)
+    assert seams.max() > 1e-4
+    rows, columns = (np.abs(np.arange(n)[:, None] - np.arange(192, n, 192)).min(1) for n in (300, 333))
+    near = (rows[:, None] <= reach(net)) | (columns[None] <= reach(net))
+    assert seams[~near].max(initial=0) < 1e-5
+
+
+def test_tiles_say_what_is_wrong(model):
+    image = torch.zeros(1, 600, 600, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="at least 480"): predict_tiled(model, image, tile=256)
+    with pytest.raises(ValueError, match="threshold"): predict_tiled(model, image, threshold=7)
+
+
+def test_a_callable_without_config_is_taken_by_predict():
+    net = Deployed(lambda x: x[:, :1], dict(in_channels=3), "unit", "by hand", "float32")
+    assert cn.predict(net, np.zeros((40, 40), np.uint8)).mask.shape == (40, 40)
