@@ -2,23 +2,18 @@
 
 The cheapest proof that a network, the loss and the optimiser fit together: eight synthetic scans, trained and measured on the same eight,
 without augmentation, until the mean IoU of the images exceeds 0.92 or the epochs are over. It says nothing about unseen images. Networks are
-done one after the other, the lightest first; the JSON is written after each, so that a run can be cut short. Times belong to the machine.
+done one after the other, the lightest first; the JSON is written after each, so that a run can be cut short and goes on. Times belong to the machine.
 """
-import argparse, json, platform, time
+import argparse, json, time
 from pathlib import Path
 
 import torch
 import cmunext_nb as cn
+from machine import machine
 
 # lightest first, by multiply-accumulates
 ORDER = ("unext medt convunext reduced_unet swin_unet transunet unetpp unet attention_unet cmunet unet3p").split()
 LR = dict(swin_unet=1e-3, transunet=1e-3, medt=1e-3)
-
-
-def machine():
-    "What the figures depend on."
-    return dict(device=torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
-                threads=torch.get_num_threads(), torch=torch.__version__, python=platform.python_version())
 
 
 def overfit(name, args):
@@ -41,7 +36,8 @@ def main():
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     result = dict(machine=machine(), size=args.size, scans=8, models={})
-    for name in args.models:
+    if args.out.exists() and (old := json.loads(args.out.read_text()))["size"] == args.size: result["models"] = old["models"]  # go on
+    for name in [n for n in args.models if n not in result["models"]]:
         result["models"][name] = overfit(name, args)
         print(name, result["models"][name], flush=True)
         args.out.write_text(json.dumps(result, indent=2) + "\n")
