@@ -75,7 +75,7 @@ def problems(path):
            ("widgets" in nb.metadata or "widget-state" in text, "holds widget state"),
            (MACHINE_PATH.search(text), "names a path of one machine"),
            (errors, "keeps the output of an error"),
-           (any("image/png" in str(c.outputs) and "fig-alt:" not in c.source for c in code), "has a picture without `#| fig-alt:`"),
+           (any("image/png" in o.get("data", {}) for c in code if "fig-alt:" not in c.source for o in c.outputs), "has a picture without `#| fig-alt:`"),
            (path.stat().st_size > MAX_KB * 1024, f"is larger than {MAX_KB} KB")]
     return [f"{path.relative_to(ROOT)}: {what}" for wrong, what in bad if wrong] + colab.problems(path)
 
