@@ -69,6 +69,7 @@ notebooks: $(VENV)/.dev  ## run every notebook and keep its outputs; then export
 	$(MAKE) export readme
 
 export: $(VENV)/.dev  ## write cmunext_nb/ from the notebooks and clean them
+	$(BIN)/python .ci/colab.py
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 

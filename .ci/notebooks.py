@@ -2,13 +2,15 @@
 
 run     execute each notebook from the top in a fresh kernel and keep its small, clean outputs
 check   fail on execution counts, widget state, machine paths, oversized files, pictures without a description,
-        a stale export, a stale README
+        a missing way into Colab, a stale export, a stale README
 readme  write README.md from nbs/index.ipynb
 """
 import argparse, base64, html, io, os, re, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import nbformat
+
+import colab
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
@@ -73,9 +75,9 @@ def problems(path):
            ("widgets" in nb.metadata or "widget-state" in text, "holds widget state"),
            (MACHINE_PATH.search(text), "names a path of one machine"),
            (errors, "keeps the output of an error"),
-           (any("image/png" in str(c.outputs) and "fig-alt:" not in c.source for c in code), "has a picture without `#| fig-alt:`"),
+           (any("image/png" in o.get("data", {}) for c in code if "fig-alt:" not in c.source for o in c.outputs), "has a picture without `#| fig-alt:`"),
            (path.stat().st_size > MAX_KB * 1024, f"is larger than {MAX_KB} KB")]
-    return [f"{path.relative_to(ROOT)}: {what}" for wrong, what in bad if wrong]
+    return [f"{path.relative_to(ROOT)}: {what}" for wrong, what in bad if wrong] + colab.problems(path)
 
 
 def stale():
@@ -108,7 +110,7 @@ def static_picture(pictures):
     (w, h), rows = images[0].size, -(-len(images) // 2)
     sheet, out = Image.new("RGB", (2 * w, rows * h), "white"), io.BytesIO()
     for i, image in enumerate(images): sheet.paste(image, (i % 2 * w, i // 2 * h))
-    sheet.quantize(64, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    sheet.quantize(160, method=Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
     return out.getvalue()
 
 

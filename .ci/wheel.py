@@ -3,7 +3,7 @@
 The environment shares the third-party packages of this one (a second PyTorch would be gigabytes), but not the checkout:
 what is imported is the wheel. `--empty` takes a truly empty environment instead and lets pip find everything.
 """
-import argparse, json, os, subprocess, sys, sysconfig, tarfile, tempfile, venv, zipfile
+import argparse, json, os, re, subprocess, sys, sysconfig, tarfile, tempfile, venv, zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,9 +31,25 @@ def contents(dist):
     for name in ("cmunext_nb/model.py", "cmunext_nb/assets/busi.json", "cmunext_nb/bundled/phantom/train.txt",
                  "cmunext_nb/assets/cmunext_s_phantom.safetensors", "cmunext_nb/labs/block.py", "cmunext_nb/zoo/unet.py"): assert name in wheel, f"{name} is missing in the wheel"
     assert any(n.endswith("LICENSE") for n in wheel), "the licence is missing in the wheel"
-    for name in ("settings.ini", "setup.py", "LICENSE", "README.md"): assert name in sdist, f"{name} is missing in the sdist"
+    for name in ("settings.ini", "setup.py", "LICENSE", "README.md", "data/phantom/train.txt", "cmunext_nb/assets/cmunext_s_phantom.safetensors"): assert name in sdist, f"{name} is missing in the sdist"
     assert not any("busi/images" in n or n.startswith("nbs/") for n in wheel), "the wheel holds what it should not"
     return len(wheel)
+
+
+def page_of(wheel):
+    "The text of the package's page: the README, in which every link and picture has a whole address."
+    with zipfile.ZipFile(wheel) as z: text = z.read(next(n for n in z.namelist() if n.endswith(".dist-info/METADATA"))).decode()
+    text = text.split("\n\n", 1)[1]
+    near = [a for a in re.findall(r"\]\(([^)]+)\)", re.sub(r"```.*?```", "", text, flags=re.S)) if not a.startswith(("https://", "#"))]
+    assert not near, f"the package's page has links that lead nowhere there: {near}"
+    return text
+
+
+def lines_of_use(page):
+    "The README's lines of use as one program: its blocks of Python up to the reader's own images."
+    blocks = re.findall(r"```python\n(.*?)```", page.split("## Your own images")[0], re.S)
+    assert len(blocks) == 2 and "cn.fit(" in blocks[0], "the README has lost its lines of use"
+    return "\n".join(blocks)
 
 
 def main():
@@ -63,6 +79,10 @@ def main():
         used = run(python, "-c", USE, cwd=tmp, env=clean, stdout=subprocess.PIPE).stdout.strip().splitlines()[-1]
         seen = json.loads(used)
         assert seen["import_adds_seconds"] <= 0.3, f"import cmunext_nb adds {seen['import_adds_seconds']} s to import torch (at most 0.3)"
+        (tmp / "use.py").write_text(lines_of_use(page_of(wheel)), encoding="utf-8")
+        said = run(python, "use.py", cwd=tmp, env=dict(clean, CMUNEXT_QUIET="1"), stdout=subprocess.PIPE).stdout
+        assert "417,505 parameters" in said and "the bottleneck sees" in said, said
+        print("README:", said.strip().splitlines()[0])
         print(f"wheel: {wheel.name}, {wheel.stat().st_size / 1e6:.1f} MB, {files} files; used: {used}")
 
 

@@ -56,3 +56,49 @@ def test_prose_is_linked_and_code_is_not():
     assert linked("`cn.fit(model)` and `fit`", "../") == "[`cn.fit(model)`](../reference/learning.qmd#fit) and `fit`"
     for text in ("# `fit`", "```\n`fit`\n```", "[`fit`](15_train.ipynb)", "`unknown`", "``fit``", "`fit = 3`", "<summary>`fit`</summary>"): assert linked(text) == text, text
     assert linked("# Head\n`iou`").endswith("[`iou`](reference/learning.qmd#iou)")
+
+
+def site_of(tmp_path, **pages):
+    "A folder with a few pages of HTML."
+    for name, body in pages.items(): (tmp_path / f"{name}.html").write_text(f"<html><body>{body}</body></html>", encoding="utf-8")
+    return tmp_path
+
+
+def test_the_check_of_links_finds_what_is_wrong(tmp_path):
+    links = ci("links")
+    good = site_of(tmp_path, index='<h1 id="top">A</h1><a href="other.html#there">b</a><a href="#top">c</a><a href="https://example.org">d</a>',
+                   other='<p id="there"><img alt="dot" src="data:image/png;base64,AA"></p>')
+    bad, count, _ = links.check(good)
+    assert not bad and count["links"] == 2 and count["anchors"] == 2 and count["outside"] == 1
+    for body, word in (('<a href="gone.html">', "not there"), ('<a href="other.html#gone">', "anchor"), ('<a href="#gone">', "anchor"), ('<img src="other.html">', "without a description"),
+                       ('<img alt="x" src="gone.png">', "not there"), ("x" * (links.MAX_PAGE + 1), "bytes")):
+        (bad,), *_ = links.check(site_of(tmp_path, index=body))
+        assert word in bad, bad
+
+
+def test_made_pages():
+    pages, nbs = ci("pages"), ROOT / "nbs"
+    models, exercises = pages.models(nbs), pages.exercises(nbs)
+    for path in (ROOT / "cmunext_nb/assets").glob("*.safetensors"): assert path.name in models
+    assert 'cn.create_model("cmunext_s", pretrained="phantom")' in models and "0.9117" in models and "not a medical" in models.replace("none of them is a medical", "not a medical")
+    with_exercises = [p for p in nbs.rglob("*.ipynb") if '"## Exercises' in p.read_text(encoding="utf-8")]
+    assert len(with_exercises) > 30 and all(f"]({p.relative_to(nbs).as_posix()})" in exercises for p in with_exercises)
+    assert exercises.count("<details>") == exercises.count("</details>") >= len(with_exercises)
+    assert pages.changelog(nbs).count("\n## ") == (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").count("\n## ")
+
+
+def test_notebooks_for_colab_have_their_way_in():
+    import nbformat
+    colab = ci("colab")
+    assert len(colab.meant()) >= 15 and not [p for path in colab.meant() for p in colab.problems(path)]
+    path = ROOT / "nbs/24_measure.ipynb"
+    nb = nbformat.read(path, 4)
+    once = colab.prepared(nb, path)
+    assert colab.prepared(once, path) == once and len(once.cells) == len(nb.cells), "writing twice is writing once"
+    assert "%pip install -q cmunext_nb" in once.cells[1].source and "#| eval: false" in once.cells[1].source and "google.colab" in once.cells[1].source
+
+
+def test_the_readme_has_a_picture_in_place_of_the_slider():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "](nbs/images/scrubbed.png)" in readme and (ROOT / "nbs/images/scrubbed.png").stat().st_size < 300_000
+    assert "<input" not in readme and "data:image" not in readme

@@ -16,8 +16,8 @@ from harness import ARTIFACTS, ROOT
 pytestmark = pytest.mark.browser
 PAGES = ("index", "03_block", "41_receptive_field_lab", "reference/the-network", "gallery")
 WIDTHS = dict(desk=(1280, 900), phone=(390, 844))
-# smalldocs takes the script that draws formulas from a network that a test does not have. Nothing else may come from outside.
-FORMULAS = re.compile(r"^https://cdn\.jsdelivr\.net/npm/(katex|mathjax)")
+# The script that draws formulas and the themes' fonts come from a network that a test does not have. Nothing else may come from outside.
+KNOWN = re.compile(r"^https://(cdn\.jsdelivr\.net/npm/(katex|mathjax)|fonts\.googleapis\.com/css2)")
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -47,8 +47,8 @@ def visit(browser, site):
         context = browser.new_context(viewport=dict(width=w, height=h), color_scheme=scheme, reduced_motion="reduce")
         opened.append(context)
         page = context.new_page()
-        # An empty answer in place of the formulas' script, so that its absence is no error and every other error is one.
-        page.route(lambda url: not url.startswith((site, "data:")), lambda route: route.fulfill(body="") if FORMULAS.match(route.request.url)
+        # An empty answer in their place, so that their absence is no error and every other error is one.
+        page.route(lambda url: not url.startswith((site, "data:")), lambda route: route.fulfill(body="", content_type="text/css" if "css" in route.request.url else "text/javascript") if KNOWN.match(route.request.url)
                    else (errors.append(f"asks for {route.request.url}"), route.abort()))
         page.on("console", lambda m: errors.append(f"{m.text} ({m.location.get('url', '')})") if m.type == "error" and "renderMathInElement" not in m.text else None)
         page.on("pageerror", lambda e: errors.append(f"uncaught: {e}") if "renderMathInElement" not in str(e) else None)
@@ -80,8 +80,8 @@ def test_the_slider_works_without_a_kernel(visit):
     page, errors = visit("41_receptive_field_lab")
     slider = page.locator(".scrubber input").first
     shown = lambda: page.evaluate("() => [...document.querySelector('.scrubber').querySelectorAll('img')].filter(i => i.offsetHeight).map(i => i.dataset.label)")
-    before, place = shown(), slider.bounding_box()["y"]
     slider.focus()
+    before, place = shown(), slider.bounding_box()["y"]
     page.keyboard.press("ArrowRight")
     after = shown()
     assert len(before) == len(after) == 1 and before != after
