@@ -1,9 +1,10 @@
 """Build the site from the notebooks and the one _quarto.yml: python .ci/site.py [--out _docs] [--tool smalldocs|quarto]
 
 Both tools get the same copy of nbs/, in which `#| hide` cells and export marks are left out. Without --out the site is built
-into a temporary folder and checked: every page is there and no link is broken. The published build uses Quarto.
+into a temporary folder and checked: every page is there and no link is broken. The published build uses Quarto. The network and the
+scans of the browser demo are made on the way, which needs the package with its extra `deploy`; a check does without where it is absent.
 """
-import argparse, re, shutil, subprocess, sys, tempfile
+import argparse, importlib.util, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 import nbformat
@@ -35,6 +36,15 @@ def run(*command, cwd):
     if done.returncode: sys.exit(f"{' '.join(command)} failed")
 
 
+def demo(folder, needed):
+    "The files that the browser demo needs beside its page."
+    absent = [p for p in ("torch", "onnx", "onnxscript") if importlib.util.find_spec(p) is None]
+    if not absent: return run(sys.executable, str(ROOT / ".ci/demo.py"), ".", cwd=folder)
+    why = f"the browser demo's network cannot be made without {', '.join(absent)}: pip install \".[deploy]\""
+    if needed: sys.exit(why)
+    print(f"site: {why}; it is left out of this check")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", help="folder to put the site into; without it the site is only checked")
@@ -43,10 +53,13 @@ def main():
     tool = str(Path(sys.executable).parent / "smalldocs") if args.tool == "smalldocs" else "quarto"
     with tempfile.TemporaryDirectory() as tmp:
         nbs = copied(Path(tmp))
+        demo(nbs / "demo", needed=bool(args.out))
         run(tool, "render", ".", cwd=nbs)
         if args.tool == "smalldocs": run(tool, "check", ".", cwd=nbs)
         pages, expected = list((Path(tmp) / "_docs").rglob("*.html")), list(nbs.rglob("*.ipynb"))
         assert len(pages) >= len(expected), f"{len(pages)} pages for {len(expected)} notebooks"
+        lost = [p.name for p in (nbs / "demo").iterdir() if not (Path(tmp) / "_docs/demo" / p.name).is_file()]
+        assert not lost, f"the site lacks files of the browser demo: {', '.join(lost)}"
         if args.out:
             shutil.rmtree(args.out, ignore_errors=True)
             shutil.copytree(Path(tmp) / "_docs", args.out)

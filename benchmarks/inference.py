@@ -1,7 +1,8 @@
-"""Inference in every engine, as ratios: python benchmarks/inference.py [--models cmunext_s cmunext cmunext_l] [--threads 2] [--rounds 6] [--out FILE]
+"""Inference in every engine, as ratios: python benchmarks/inference.py [--models cmunext_s cmunext cmunext_l] [--threads 2] [--seconds 30] [--out FILE]
 
-One image of 256 x 256, then batches of 8. The variants take turns in one process: a round is one warm-up and a few timed calls of each,
-and the median over all rounds is kept, so that a machine whose clock and load vary treats them alike. The plain eager float32 network
+One image of 256 x 256, then batches of 8. The variants take turns in one process: a round is one warm-up and two timed calls of each,
+and rounds go on for so many seconds a network, three at least; the median over all rounds is kept, so that a machine whose clock and
+load vary treats them alike. The plain eager float32 network
 is the measure of all ratios. Beside them stand: how far the masks agree with its masks (Dice, phantoms), the machine's own matrix
 product measured between the rounds, and, for the fastest engine, the time of each kind of operation. Prints JSON. With --threads 1 a
 machine that is busy with something else disturbs least.
@@ -54,17 +55,16 @@ def variants(model, args, folder):
     return found, path
 
 
-def timed(nets, x, rounds, repeats):
-    "Milliseconds of each variant, taking turns; and the matrix peak between the rounds."
-    times, peaks = {name: [] for name in nets}, []
-    for _ in range(rounds):
+def timed(nets, x, seconds, least, warm):
+    "Milliseconds of each variant, taking turns for so many seconds; and the matrix peak between the rounds."
+    times, peaks, begun = {name: [] for name in nets}, [], time.perf_counter()
+    while len(peaks) < least or time.perf_counter() - begun < seconds:
         peaks.append(max(matmul_peak() for _ in range(3)))
         for name, (net, _) in nets.items():
-            net(x)
-            for _ in range(repeats):
+            for i in range(3 if warm else 1):
                 start = time.perf_counter()
                 net(x)
-                times[name].append(1000 * (time.perf_counter() - start))
+                if i or not warm: times[name].append(1000 * (time.perf_counter() - start))
     return times, peaks
 
 
@@ -93,13 +93,13 @@ def measure(name, args):
         x = preprocess(to_channels(images, 3), model.preprocess)
         nets, path = variants(model, args, Path(folder))
         logits = {key: torch.as_tensor(net(x)) for key, (net, _) in nets.items()}
-        (one, peaks), (eight, _) = timed(nets, x[:1], args.rounds, args.repeats), timed(nets, x, max(1, args.rounds // 3), 1)
+        (one, peaks), (eight, _) = timed(nets, x[:1], args.seconds, 3, True), timed(nets, x, args.seconds / 3, 1, False)
         where = operations(path, x[:1], args.threads)
     truth, macs = logits["eager"] > 0, cn.cost_table(name, 256)[0]["macs"]
     peak, result = statistics.median(peaks), {}
     for key, (_, used) in nets.items():
         ms, ms8, mask = statistics.median(one[key]), statistics.median(eight[key]), logits[key] > 0
-        result[key] = dict(computes_in=used, median_ms=round(ms, 2), fastest_ms=round(min(one[key]), 2), times_faster=round(statistics.median(one["eager"]) / ms, 2),
+        result[key] = dict(computes_in=used, calls=len(one[key]), median_ms=round(ms, 2), fastest_ms=round(min(one[key]), 2), times_faster=round(statistics.median(one["eager"]) / ms, 2),
                            batch8_images_per_second=round(8000 / ms8, 1), batch8_times_faster=round(statistics.median(eight["eager"]) / ms8, 2),
                            share_of_matmul_peak=round(2e-6 * macs / ms / peak, 3), max_logit_difference=float(f"{(logits[key] - logits['eager']).abs().max():.2g}"),
                            mask_dice=round(float(2 * (mask & truth).sum() / (mask.sum() + truth.sum())), 5))
@@ -109,16 +109,17 @@ def measure(name, args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["cmunext_s", "cmunext", "cmunext_l"])
-    for name, value in (("threads", 2), ("rounds", 6), ("repeats", 3)): parser.add_argument(f"--{name}", type=int, default=value)
+    for name, value in (("threads", 2), ("seconds", 30)): parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     import onnxruntime, openvino
     about = dict(machine(), capabilities=openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), onnxruntime=onnxruntime.__version__, openvino=openvino.__version__)
-    result = dict(machine=about, size=256, calls=args.rounds * args.repeats, models={name: measure(name, args) for name in args.models})
-    text = json.dumps(result, indent=1)
-    print(text)
-    args.out.write_text(text + "\n", encoding="utf-8")
+    result = dict(machine=about, size=256, models={})
+    for name in args.models:
+        result["models"][name] = measure(name, args)
+        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__": main()
