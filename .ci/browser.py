@@ -1,7 +1,8 @@
 """Find a Chromium for the browser tests, or get one: python .ci/browser.py [--install]
 
 Prints the path of the browser. Where there is none, `--install` (and CI=true) installs Debian's or Ubuntu's package when apt-get
-and the right to use it are there, else playwright's own build; otherwise the answer says how to install one, and the status is 1.
+and the right to use it are there, else playwright's own build; otherwise the answer says how to install one, and the status is 1. npm, from
+which the test of the browser demo takes its engine, is installed in the same way.
 """
 import argparse, os, shutil, subprocess, sys
 from pathlib import Path
@@ -40,12 +41,17 @@ def find():
     return own if own and Path(own).exists() else None
 
 
-def install():
-    "Install a Chromium with apt-get, as root or through sudo without a password; where that gives none, playwright's own build."
+def apt(*packages):
+    "Install packages with apt-get, as root or through sudo without a password; nothing where that is not to be had."
     root = [] if hasattr(os, "geteuid") and os.geteuid() == 0 else ["sudo", "-n"]
     if shutil.which("apt-get") and (not root or (shutil.which("sudo") and subprocess.run(["sudo", "-n", "true"], capture_output=True).returncode == 0)):
-        for command in (["update", "-qq"], ["install", "-qq", "-y", "--no-install-recommends", "chromium", "fonts-liberation"]):
+        for command in (["update", "-qq"], ["install", "-qq", "-y", "--no-install-recommends", *packages]):
             subprocess.run([*root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", *command], stdout=sys.stderr)
+
+
+def install():
+    "Install a Chromium with apt-get; where that gives none, playwright's own build."
+    apt("chromium", "fonts-liberation")
     if find() is None: subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], stdout=sys.stderr)
 
 
@@ -53,9 +59,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--install", action="store_true", help="install a browser where there is none")
     args, path = parser.parse_args(), find()
-    if path is None and (args.install or os.environ.get("CI") == "true"):
+    wanted = args.install or os.environ.get("CI") == "true"
+    if path is None and wanted:
         install()
         path = find()
+    if wanted and shutil.which("npm") is None: apt("npm")
     print(path or HOW, file=sys.stdout if path else sys.stderr)
     sys.exit(path is None)
 

@@ -66,7 +66,7 @@ def public():
 def sections():
     "Sidebar section -> its notebooks, from _quarto.yml."
     contents = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
-    return {c["section"]: [n for n in c["contents"] if n.endswith(".ipynb")] for c in contents if isinstance(c, dict) and isinstance(c.get("contents"), list)}
+    return {c["section"]: [n for n in c["contents"] if isinstance(n, str) and n.endswith(".ipynb")] for c in contents if isinstance(c, dict) and isinstance(c.get("contents"), list)}
 
 
 def slug(text): return re.sub(r"\s+", "-", re.sub(r"[^\w\s.-]", "", text.lower()).strip())

@@ -2,9 +2,10 @@
 
 Both tools get the same copy of nbs/, in which `#| hide` cells and export marks are left out. Without --out the site is built
 into a temporary folder and checked: every page is there, no link or anchor is broken, every picture has a description, no page is too
-heavy. The reference, gallery, exercises, models and changes are made here. The published build uses Quarto.
+heavy. The reference, gallery, exercises, models and changes are made here. The published build uses Quarto. The
+network and the scans of the browser demo are made here too, which needs the package with its extra `deploy`; a check does without.
 """
-import argparse, re, shutil, subprocess, sys, tempfile
+import argparse, importlib.util, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 import nbformat
@@ -38,6 +39,15 @@ def run(*command, cwd):
     if done.returncode: sys.exit(f"{' '.join(command)} failed")
 
 
+def demo(folder, needed):
+    "The files that the browser demo needs beside its page."
+    absent = [p for p in ("torch", "onnx", "onnxscript") if importlib.util.find_spec(p) is None]
+    if not absent: return run(sys.executable, str(ROOT / ".ci/demo.py"), ".", cwd=folder)
+    why = f"the browser demo's network cannot be made without {', '.join(absent)}: pip install \".[deploy]\""
+    if needed: sys.exit(why)
+    print(f"site: {why}; it is left out of this check")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", help="folder to put the site into; without it the site is only checked")
@@ -46,12 +56,14 @@ def main():
     tool = str(Path(sys.executable).parent / "smalldocs") if args.tool == "smalldocs" else "quarto"
     with tempfile.TemporaryDirectory() as tmp:
         nbs = copied(Path(tmp))
+        demo(nbs / "demo", needed=bool(args.out))
         print("pages:", ", ".join(pages.write(nbs)))
         print(f"reference: {len(reference.public())} public names, {reference.write(nbs)} links to them from the notebooks")
         run(tool, "render", ".", cwd=nbs)
         if args.tool == "smalldocs": run(tool, "check", ".", cwd=nbs)
         missing = [p for p in nbs.rglob("*.ipynb") if not (Path(tmp) / "_docs" / p.relative_to(nbs).with_suffix(".html")).exists()]
         bad = [f"no page was made of {p.name}" for p in missing] + links.main(Path(tmp) / "_docs")
+        bad += [f"the site lacks demo/{p.name}" for p in (nbs / "demo").iterdir() if not (Path(tmp) / "_docs/demo" / p.name).is_file()]
         if args.out:
             shutil.rmtree(args.out, ignore_errors=True)
             shutil.copytree(Path(tmp) / "_docs", args.out)

@@ -105,7 +105,7 @@ def test_the_file_names_no_machine(file):
 @needs_onnx
 def test_a_failed_export_keeps_the_old_file(model, file, tmp_path, monkeypatch):
     import onnx
-    monkeypatch.setattr("cmunext_nb.deploy._onnx", lambda _: onnx.load(str(file)))  # exporting takes seconds, and is not what fails
+    monkeypatch.setattr(sys.modules["cmunext_nb.deploy"], "_onnx", lambda _: onnx.load(str(file)))  # exporting takes seconds, and is not what fails
     path = tmp_path / "s.onnx"
     path.write_bytes(b"old")
     monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device", str(path))))

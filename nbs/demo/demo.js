@@ -1,0 +1,190 @@
+// CMUNeXt in the browser: the steps of cmunext_nb's `predict`, with ONNX Runtime as WebAssembly. No image is sent anywhere.
+// model.onnx, model.json and the scans lie beside this file; `.ci/demo.py` makes them.
+
+const ENGINE = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/"
+const $ = id => document.getElementById(id)
+const state = { session: null, about: null, image: null, probability: null, milliseconds: 0, turn: 0 }
+window.demo = state  // for the test, and for the curious
+
+// ?ort=folder/ takes the engine from a folder of this server instead.
+function engineFolder() {
+  const asked = new URLSearchParams(location.search).get("ort")
+  if (!asked) return ENGINE
+  const url = new URL(asked, location.href)
+  if (url.origin !== location.origin) throw new Error(`The engine may come from this server alone, not from ${url.origin}.`)
+  return url.href
+}
+
+function say(text, wrong = false) {
+  $("said").textContent = text
+  $("said").classList.toggle("wrong", wrong)
+}
+
+const nextFrame = () => new Promise(done => requestAnimationFrame(() => setTimeout(done)))
+
+// Bilinear with antialiasing along one axis, as in `resize`: for each new position the old ones that it sees, and their weights.
+function taps(from, to) {
+  const scale = from / to, support = Math.max(scale, 1)
+  return Array.from({ length: to }, (_, i) => {
+    const centre = (i + 0.5) * scale
+    const first = Math.max(0, Math.trunc(centre - support + 0.5)), last = Math.min(from, Math.trunc(centre + support + 0.5))
+    const weights = []
+    for (let j = first; j < last; j++) weights.push(Math.max(0, 1 - Math.abs((j - centre + 0.5) / support)))
+    const sum = weights.reduce((a, b) => a + b, 0)
+    return { first, weights: weights.map(w => w / sum) }
+  })
+}
+
+// A map (height x width) at another size.
+function resized(map, height, width, newHeight, newWidth) {
+  if (height === newHeight && width === newWidth) return map
+  const across = taps(width, newWidth), down = taps(height, newHeight)
+  const middle = new Float32Array(height * newWidth), out = new Float32Array(newHeight * newWidth)
+  for (let y = 0; y < height; y++) across.forEach(({ first, weights }, x) => {
+    let sum = 0
+    for (let k = 0; k < weights.length; k++) sum += weights[k] * map[y * width + first + k]
+    middle[y * newWidth + x] = sum
+  })
+  down.forEach(({ first, weights }, y) => {
+    for (let x = 0; x < newWidth; x++) {
+      let sum = 0
+      for (let k = 0; k < weights.length; k++) sum += weights[k] * middle[(first + k) * newWidth + x]
+      out[y * newWidth + x] = sum
+    }
+  })
+  return out
+}
+
+// The image as the network expects it: channels in order, each value in 0..1 times scale plus offset.
+function prepared({ pixels, height, width }, { size, preprocess: { order, scale, offset } }) {
+  const area = size * size, out = new Float32Array(order.length * area)
+  order.forEach((from, c) => {
+    const map = Float32Array.from({ length: height * width }, (_, i) => pixels[4 * i + from] / 255)
+    resized(map, height, width, size, size).forEach((v, i) => { out[c * area + i] = v * scale[c] + offset[c] })
+  })
+  return out
+}
+
+async function compute() {
+  const turn = ++state.turn, { image, about } = state
+  if (!state.session || !image) return
+  say("Computing ...")
+  await nextFrame()
+  const input = new state.ort.Tensor("float32", prepared(image, about), [1, about.preprocess.order.length, about.size, about.size])
+  const start = performance.now()
+  const { logits } = await state.session.run({ images: input })
+  const milliseconds = performance.now() - start
+  if (turn !== state.turn) return  // another image was chosen meanwhile
+  const probability = Float32Array.from(logits.data.slice(0, about.size ** 2), v => 1 / (1 + Math.exp(-v)))
+  Object.assign(state, { milliseconds, probability: resized(probability, about.size, about.size, image.height, image.width) })
+  draw()
+}
+
+const RAMP = [[0, 34, 78], [65, 77, 107], [124, 123, 120], [187, 174, 108], [254, 232, 56]]
+function color(p) {
+  const at = Math.min(Math.max(p, 0), 1) * (RAMP.length - 1), i = Math.min(Math.floor(at), RAMP.length - 2)
+  return RAMP[i].map((v, k) => v + (at - i) * (RAMP[i + 1][k] - v))
+}
+
+// A mask pixel with a neighbour outside, within so many pixels.
+function onRim(mask, y, x, height, width, thick) {
+  for (let d = 1; d <= thick; d++) for (const [v, u] of [[y - d, x], [y + d, x], [y, x - d], [y, x + d]])
+    if (v < 0 || u < 0 || v >= height || u >= width || !mask[v * width + u]) return true
+  return false
+}
+
+function draw() {
+  const { image: { pixels, height, width }, probability } = state, threshold = Number($("threshold").value)
+  $("level").textContent = threshold.toFixed(2)
+  const mask = state.mask = Uint8Array.from(probability, p => p > threshold)
+  const picture = new ImageData(new Uint8ClampedArray(pixels), width, height), heat = new ImageData(width, height)
+  const thick = Math.max(1, Math.round(Math.min(height, width) / 128))
+  let count = 0
+  for (let y = 0, i = 0; y < height; y++) for (let x = 0; x < width; x++, i++) {
+    heat.data.set([...color(probability[i]), 255], 4 * i)
+    if (!mask[i]) continue
+    count++
+    const strength = onRim(mask, y, x, height, width, thick) ? 1 : 0.25
+    ;[204, 121, 167].forEach((v, k) => { picture.data[4 * i + k] = (1 - strength) * pixels[4 * i + k] + strength * v })
+  }
+  for (const [id, data] of [["picture", picture], ["heat", heat]]) {
+    Object.assign($(id), { width, height })
+    $(id).getContext("2d").putImageData(data, 0, 0)
+  }
+  const share = (100 * count / mask.length).toFixed(1), words = count ? `The mask covers ${share} % of the image.` : "No pixel is above the threshold."
+  $("picture").setAttribute("aria-label", `${state.image.name}. ${words}`)
+  say(`${words} The network took ${state.milliseconds.toFixed(0)} ms for ${width} x ${height} pixels.`)
+  offer(mask, width, height)
+}
+
+// The mask as a PNG of 0 and 255, made here.
+function offer(mask, width, height) {
+  const canvas = Object.assign(document.createElement("canvas"), { width, height }), data = new ImageData(width, height)
+  mask.forEach((m, i) => data.data.set([255 * m, 255 * m, 255 * m, 255], 4 * i))
+  canvas.getContext("2d").putImageData(data, 0, 0)
+  const turn = state.offered = (state.offered ?? 0) + 1
+  canvas.toBlob(blob => {
+    if (turn !== state.offered) return
+    URL.revokeObjectURL($("save").href)
+    Object.assign($("save"), { href: URL.createObjectURL(blob), hidden: false })
+  })
+}
+
+async function show(source, name) {
+  const turn = ++state.turn
+  const bitmap = await createImageBitmap(source, { colorSpaceConversion: "none" })
+  const { width, height } = bitmap
+  if (Math.min(width, height) < 16 || width * height > 4e7) throw new Error(`${name} has ${width} x ${height} pixels; this page takes 16 pixels a side to 40 million in all.`)
+  const canvas = Object.assign(document.createElement("canvas"), { width, height })
+  const context = canvas.getContext("2d", { willReadFrequently: true })
+  context.drawImage(bitmap, 0, 0)
+  if (turn !== state.turn) return
+  state.image = { pixels: context.getImageData(0, 0, width, height).data, width, height, name }
+  await compute()
+}
+
+const failed = error => say(error.message || String(error), true)
+
+async function scan(file, name) {
+  const answer = await fetch(file)
+  if (!answer.ok) throw new Error(`${file} is not there (${answer.status}): the page was built without it.`)
+  await show(await answer.blob(), name)
+}
+
+function menu(scans) {
+  for (const [i, file] of scans.entries()) {
+    const label = document.createElement("label"), input = document.createElement("input"), picture = document.createElement("img")
+    Object.assign(input, { type: "radio", name: "scan", checked: i === 0 })
+    Object.assign(picture, { src: file, alt: "", width: 72, height: 72 })
+    input.addEventListener("change", () => { $("file").value = ""; scan(file, `Scan ${i + 1}`).catch(failed) })
+    label.append(input, picture, `Scan ${i + 1}`)
+    $("scans").append(label)
+  }
+}
+
+async function begin() {
+  const folder = engineFolder()
+  const answer = await fetch("model.json")
+  if (!answer.ok) throw new Error("model.json is not there: the page was built without the network (python .ci/demo.py makes it).")
+  state.about = await answer.json()
+  menu(state.about.scans)
+  $("side").textContent = state.about.size
+  $("about").textContent = state.about.words
+  try { state.ort = await import(`${folder}ort.wasm.min.mjs`) }
+  catch { throw new Error(`The engine could not be fetched from ${new URL(folder, location.href).host}. Check the connection and load the page again.`) }
+  state.ort.env.wasm.wasmPaths = folder
+  state.ort.env.wasm.numThreads = 1  // several need headers that a plain server does not send
+  state.session = await state.ort.InferenceSession.create("model.onnx", { executionProviders: ["wasm"] })
+  if (state.image) await compute()
+  else await scan(state.about.scans[0], "Scan 1")
+  state.ready = true
+}
+
+$("threshold").addEventListener("input", () => { $("level").textContent = Number($("threshold").value).toFixed(2); if (state.probability) draw() })
+$("file").addEventListener("change", () => {
+  const [file] = $("file").files
+  if (!file) return
+  document.querySelectorAll("[name=scan]").forEach(input => { input.checked = false })
+  show(file, file.name).catch(error => failed(error.name === "InvalidStateError" ? new Error(`${file.name} cannot be read as an image: choose a PNG or JPEG.`) : error))
+})
+begin().catch(failed)

@@ -1,0 +1,175 @@
+"""The demo of the site in a headless Chromium: its masks are Python's, it needs nothing but a static server, a keyboard is enough."""
+import functools
+import http.server
+import importlib.util
+import io
+import shutil
+import subprocess
+import tarfile
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cmunext_nb as cn
+from harness import ARTIFACTS, PATIENCE, ROOT
+
+pytestmark = pytest.mark.browser
+PAGE = ROOT / "nbs/demo"
+FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+
+
+def version():
+    "The version of onnxruntime-web that the published page loads: the test takes the same."
+    return (PAGE / "demo.js").read_text(encoding="utf-8").split("onnxruntime-web@")[1].split("/")[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    "The page, what is made for it, and the engine from npm, in one folder."
+    if shutil.which("npm") is None: pytest.skip("npm is not installed, and the engine of the demo comes from there (Debian, Ubuntu: apt-get install npm)")
+    for package in ("onnx", "onnxscript"): pytest.importorskip(package, reason="the demo's network is exported with the extra deploy")
+    folder = tmp_path_factory.mktemp("demo") / "demo"
+    shutil.copytree(PAGE, folder)
+    got = subprocess.run(["npm", "pack", f"onnxruntime-web@{version()}", "--silent"], cwd=folder.parent, capture_output=True, text=True, timeout=300)
+    if got.returncode: pytest.skip(f"npm could not fetch onnxruntime-web: {got.stderr.strip()[-300:]}")
+    (folder / "vendor").mkdir()
+    with tarfile.open(folder.parent / got.stdout.split()[-1]) as archive:
+        for name in FILES: (folder / "vendor" / name).write_bytes(archive.extractfile(f"package/dist/{name}").read())
+    spec = importlib.util.spec_from_file_location("cmunext_ci_demo", ROOT / ".ci/demo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.make(folder)
+    return folder
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    extensions_map = {**http.server.SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript", ".wasm": "application/wasm"}
+    def log_message(self, *_): pass
+
+
+@pytest.fixture(scope="module")
+def url(folder):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/"
+    server.shutdown()
+
+
+@pytest.fixture
+def page(browser, url):
+    "The page, ready; afterwards no error stands in its console and nothing was asked of another host."
+    context = browser.new_context(viewport=dict(width=1000, height=900), reduced_motion="reduce")
+    page, noise, outside = context.new_page(), [], []
+    page.on("console", lambda m: noise.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda e: noise.append(str(e)))
+    page.on("request", lambda r: None if r.url.startswith((url, "data:", "blob:")) else outside.append(r.url))
+    page.goto(f"{url}index.html?ort=vendor/")
+    until(page, "window.demo?.ready || document.querySelector('#said.wrong')")
+    assert page.evaluate("window.demo.ready"), page.text_content("#said")
+    yield page
+    assert not noise and not outside, (noise, outside)
+    context.close()
+
+
+def until(page, what):
+    "Wait for a JavaScript expression; playwright's own waiting evaluates strings in the page, which its policy forbids."
+    end = time.monotonic() + PATIENCE
+    while not page.evaluate(f"() => Boolean({what})"):
+        assert time.monotonic() < end, f"not within {PATIENCE} s: {what}; the page says: {page.text_content('#said')}"
+        time.sleep(0.05)
+
+
+def shown(page):
+    "Mask and probability as the page has them."
+    got = page.evaluate("({m: Array.from(demo.mask), p: Array.from(demo.probability), h: demo.image.height, w: demo.image.width})")
+    return np.array(got["m"], bool).reshape(got["h"], got["w"]), np.array(got["p"]).reshape(got["h"], got["w"])
+
+
+def python(folder, image):
+    import json
+    return cn.predict(cn.create_model("cmunext_s", pretrained=json.loads((folder / "model.json").read_text())["weights"]), image)
+
+
+def dice(a, b): return 2 * (a & b).sum() / max(a.sum() + b.sum(), 1)
+
+
+def wait(page, name): until(page, f"demo.image?.name === {name!r} && document.querySelector('#said').textContent.includes(' ms ')")
+
+
+def test_masks_are_pythons(page, folder):
+    for i in (1, 2, 3):
+        page.locator("[name=scan]").nth(i - 1).check(force=True)
+        wait(page, f"Scan {i}")
+        mask, probability = shown(page)
+        result = python(folder, folder / f"scan{i}.png")
+        assert result.mask.any() and dice(mask, result.mask) >= 0.999
+        assert np.abs(probability - result.probability).max() < 1e-3
+
+
+@pytest.mark.parametrize("mode, size", [("L", (300, 190)), ("RGB", (150, 421))])
+def test_an_own_image(page, folder, mode, size):
+    "Of another size, grey or in colour: read, shrunk, normalised and enlarged as in Python."
+    picture = Image.open(folder / "scan1.png").resize(size).convert(mode)
+    if mode == "RGB": picture = Image.merge("RGB", [picture.getchannel(0), picture.getchannel(1).point(lambda v: v // 2 + 60), picture.getchannel(2)])
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    page.set_input_files("#file", dict(name="mine.png", mimeType="image/png", buffer=data.getvalue()))
+    wait(page, "mine.png")
+    mask, probability = shown(page)
+    result = python(folder, picture)
+    assert mask.shape == result.mask.shape and dice(mask, result.mask) >= 0.999
+    assert np.abs(probability - result.probability).max() < 5e-3
+    assert page.locator("[name=scan]:checked").count() == 0
+
+
+def test_by_keyboard(page):
+    "Tab reaches the scans, the file and the threshold; arrows move; each has a name."
+    names, before = [], page.evaluate("demo.mask.reduce((a, b) => a + b)")
+    for _ in range(6):
+        page.keyboard.press("Tab")
+        names.append(page.evaluate("document.activeElement.id || document.activeElement.name || document.activeElement.tagName"))
+    assert [n for n in names if n in ("scan", "file", "threshold", "save")] == ["scan", "file", "threshold", "save"], names
+    page.focus("#threshold")
+    for _ in range(30): page.keyboard.press("ArrowRight")
+    assert page.text_content("#level") == "0.80" and page.evaluate("demo.mask.reduce((a, b) => a + b)") < before
+    page.locator("[name=scan]").first.focus()
+    page.keyboard.press("ArrowRight")
+    wait(page, "Scan 2")
+    nameless = page.evaluate("Array.from(document.querySelectorAll('input')).filter(e => !Array.from(e.labels).some(l => l.textContent.trim())).length")
+    assert nameless == 0
+
+
+def test_the_saved_mask(page):
+    with page.expect_download() as download: page.click("#save")
+    saved = np.asarray(Image.open(download.value.path()).convert("L"))
+    assert np.array_equal(saved > 0, shown(page)[0]) and set(np.unique(saved)) <= {0, 255}
+
+
+def test_a_file_that_is_no_image(page):
+    page.set_input_files("#file", dict(name="notes.png", mimeType="image/png", buffer=b"not a picture"))
+    page.wait_for_selector("#said.wrong", timeout=1000 * PATIENCE)
+    assert "notes.png cannot be read as an image" in page.text_content("#said")
+
+
+def test_another_host_is_refused(browser, url):
+    context = browser.new_context()
+    try:
+        page = context.new_page()
+        page.goto(f"{url}index.html?ort=http://127.0.0.2/")
+        page.wait_for_selector("#said.wrong", timeout=1000 * PATIENCE)
+        assert "from this server alone" in page.text_content("#said")
+    finally: context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1000])
+def test_looks(page, scheme, width):
+    "No wider than a phone; the screenshots are kept."
+    page.set_viewport_size(dict(width=width, height=900))
+    page.emulate_media(color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    ARTIFACTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=ARTIFACTS / f"demo-{scheme}-{width}.png", full_page=True)
