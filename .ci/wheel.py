@@ -29,7 +29,7 @@ def contents(dist):
     wheel = {n for p in dist.glob("*.whl") for n in zipfile.ZipFile(p).namelist()}
     sdist = {n.split("/", 1)[1] for p in dist.glob("*.tar.gz") for n in tarfile.open(p).getnames() if "/" in n}
     for name in ("cmunext_nb/model.py", "cmunext_nb/assets/busi.json", "cmunext_nb/bundled/phantom/train.txt",
-                 "cmunext_nb/assets/cmunext_s_phantom.safetensors", "cmunext_nb/labs/block.py", "cmunext_nb/zoo/unet.py"): assert name in wheel, f"{name} is missing in the wheel"
+                 "cmunext_nb/assets/cmunext_s_phantom.safetensors", "cmunext_nb/assets/cmunext_s_busi.safetensors", "cmunext_nb/assets/runs.jsonl", "cmunext_nb/labs/block.py", "cmunext_nb/zoo/unet.py"): assert name in wheel, f"{name} is missing in the wheel"
     assert any(n.endswith("LICENSE") for n in wheel), "the licence is missing in the wheel"
     for name in ("settings.ini", "setup.py", "LICENSE", "README.md", "data/phantom/train.txt", "cmunext_nb/assets/cmunext_s_phantom.safetensors"): assert name in sdist, f"{name} is missing in the sdist"
     assert not any("busi/images" in n or n.startswith("nbs/") for n in wheel), "the wheel holds what it should not"

@@ -175,7 +175,7 @@ def create_model(
     name: str, # a name of `list_models()`
     in_channels: int = 3, # channels of the images
     num_classes: int = 1, # channels of the logits
-    pretrained=False, # "phantom" for shipped weights (`cmunext_s`), or the path of a file written by `save_weights`
+    pretrained=False, # "phantom" or "busi" for shipped weights (`cmunext_s`), or the path of a file written by `save_weights`
     **overrides, # arguments of the network's class that replace its own; for CMUNeXt: dims, depths, kernel_sizes, block, fusion, stage, act, norm
 ) -> nn.Module: # with `config`, which says how to build it again, and `preprocess`, which says how its images are prepared
     "A network by its name, with random weights or `pretrained` ones; an unknown name or override raises a `ValueError` with the nearest ones."

@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+from cmunext_nb.data import data_roots, load_dataset
 from cmunext_nb.model import create_model
+from cmunext_nb.train import evaluate
 from cmunext_nb.weights import (UPSTREAM_NAMES, atomic_write, load_upstream, load_weights, preprocess, read_metadata, save_weights, to_channels,
                                 upstream_name)
 
 ROOT = Path(__file__).resolve().parent.parent
+ASSETS = ROOT / "cmunext_nb/assets"
 GOLDEN = ROOT.parent / "shared/golden/cmunext_s_upstream.npz"
 
 
@@ -318,3 +321,18 @@ def test_preprocess_can_be_recorded():
 @pytest.mark.parametrize("have, want", [(3, 1), (2, 3), (4, 3)])
 def test_channels_that_do_not_fit(have, want):
     with pytest.raises(ValueError, match=f"{have} channels.*network of {want}"): to_channels(torch.zeros(1, have, 4, 4), want)
+
+
+def test_the_shipped_busi_weights_carry_their_card():
+    about = read_metadata(ASSETS / "cmunext_s_busi.safetensors")["metadata"]
+    assert {"data", "licence", "recipe", "changed", "seed", "command", "scores", "limits", "hardware", "minutes"} <= about.keys()
+    assert "not a medical device" in about["limits"] and (ASSETS / "cmunext_s_busi.safetensors").stat().st_size < 1.8e6
+
+
+@pytest.mark.skipif(not any(r.is_dir() for r in data_roots("busi")), reason="BUSI is not here")
+def test_the_shipped_busi_weights_score_as_their_card_says():
+    valid = load_dataset("busi", split=1, size=256)[1][:40]
+    names = read_metadata(ASSETS / "cmunext_s_busi.safetensors")["metadata"]["scores"]
+    found = evaluate(create_model("cmunext_s", pretrained="busi"), valid)["iou"]
+    assert abs(found - names["valid"]["iou"]) < 0.12  # 40 of the 195 images
+    assert found > 0.1 + evaluate(create_model("cmunext_s", pretrained="phantom"), valid)["iou"]  # what synthetic scans alone teach

@@ -29,7 +29,9 @@ def main():
     history = cn.fit(model, train, valid, "fast", seed=41, out=ROOT / "runs/busi_s", **RECIPE)
     about = dict(data="BUSI (Al-Dhabyani et al. 2020), training half of the official split 1, 452 images, 256 px", start="phantom", recipe="fast",
                  changed={k: v for k, v in RECIPE.items()}, seed=41, hardware=f"CPU, {torch.get_num_threads()} threads, torch {torch.__version__}",
-                 minutes=round(sum(r["seconds"] for r in history.rows) / 60, 1), command="python benchmarks/shipped/busi_weights.py")
+                 minutes=round(sum(r["seconds"] for r in history.rows) / 60, 1), command="python benchmarks/shipped/busi_weights.py",
+                 licence="weights: MIT, as this package; BUSI's licence is stated differently by its mirrors (CC0, CC BY 4.0): cite Al-Dhabyani et al. 2020",
+                 limits="one hospital's scans, lesion always present, near-duplicates between the split's halves; below the paper's 68.84 / 77.33. For learning and research, not a medical device")
     cn.save_weights(model, path, dtype=torch.float16, **about)
     shipped = cn.load_weights(path)  # measured as shipped: after rounding to half precision
     scores = {name: {k: round(v, 4) for k, v in cn.evaluate(shipped, data).items()} for name, data in (("valid", valid), ("valid_clean", clean_subset(valid, "busi")))}
