@@ -8,7 +8,7 @@ __all__ = ['GradCAMLab']
 # %% ../../nbs/42_gradcam_lab.ipynb #120e061b
 import numpy as np
 import torch
-from matplotlib.ticker import NullLocator
+from matplotlib.patches import Rectangle
 from ..cam import CAM, METHODS, REGIONS, _gradients, _look, _raw_map, _short, deletion_curve, find_region, rank_correlation, stretch
 from ..files import read_mask
 from . import Lab, Panel, _version, button, choice, slider, switch, upload
@@ -109,22 +109,23 @@ def _deleted(self, cam, twin):
 GradCAMLab._deleted = _deleted
 
 # %% ../../nbs/42_gradcam_lab.ipynb #32c556f8
-def _worth_bars(ax, cam, twin):
-    "Raw maxima of both maps on a logarithmic scale."
-    values = [max(c.raw_max, 1e-12) for c in (cam, twin)]
-    ax.barh([1, 0], values, 0.55, color=[COLORS["accent1"], COLORS["muted"]])
-    for y, c, v in zip((1, 0), (cam, twin), values): ax.text(v, y, f" {_short(c.raw_max)}", va="center", fontsize=8)
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(NullLocator())  # the values stand beside the bars, and ticks of a logarithmic scale are slow to draw
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.set(xlim=(min(values) / 30, max(values) * 30), yticks=(1, 0), yticklabels=("as given", "random"))
-    ax.set_title("raw maximum, logarithmic", fontsize=8.5)
+def _worth_bars(figure, cam, twin):
+    "Raw maxima of both maps as bars of logarithmic length, without axes: the values stand beside them."
+    powers = [np.log10(max(c.raw_max, 1e-12)) for c in (cam, twin)]
+    low, span = min(powers) - 1.5, max(powers) - min(powers) + 3
+    figure.text(0.085, 0.29, "raw maximum, logarithmic", fontsize=8.5)
+    for y, name, color, c, power in ((0.2, "as given", "accent1", cam, powers[0]), (0.12, "random", "muted", twin, powers[1])):
+        long = 0.26 * (power - low) / span
+        figure.add_artist(Rectangle((0.085, y), long, 0.055, color=COLORS[color], transform=figure.transFigure))
+        figure.text(0.08, y + 0.0275, name, ha="right", va="center", fontsize=8)
+        figure.text(0.09 + long, y + 0.0275, _short(c.raw_max), va="center", fontsize=8)
 
-def _curve_panel(ax, curves):
+def _curve_panel(figure, curves):
     "Deletion curves, or a word that they are off."
+    if curves is None: return figure.text(0.715, 0.2, "deletion curve: switched off, it takes 18 passes", ha="center", color=COLORS["muted"], fontsize=8.5)
+    ax = figure.add_axes((0.45, 0.105, 0.53, 0.2))
     ax.set(xlim=(0, 50), ylim=(0, 1.02), xlabel="deleted pixels, % of the image", ylabel="probability")
     ax.set_title("deletion: mean probability of the region", fontsize=8.5)
-    if curves is None: return ax.text(25, 0.5, "switched off: it takes 18 passes", ha="center", va="center", color=COLORS["muted"], fontsize=8)
     looks = (("the map's order", "accent1", "-"), ("the twin's order", "muted", "--"), ("random patches", "accent2", ":"))
     for curve, (name, color, style) in zip(curves, looks): ax.plot(100 * curve.share, curve.probability, style, color=COLORS[color], marker="o", ms=3, label=name)
     ax.legend(loc="lower left")
@@ -137,8 +138,8 @@ def _draw(self, figure, deletion, **state):
     for i, (title, one) in enumerate(zip(titles, (None, cam, twin))):
         panel = Panel(figure, (0.005 + 0.333 * i, 0.385, 0.325, 0.565), _picture(cam) if one is None else one.map, title, "gray" if one is None else "inferno")
         panel.outline(cam.region, "truth" if one is None else "white")
-    _worth_bars(figure.add_axes((0.085, 0.105, 0.26, 0.17)), cam, twin)
-    _curve_panel(figure.add_axes((0.45, 0.105, 0.53, 0.2)), self._deleted(cam, twin) if deletion else None)
+    _worth_bars(figure, cam, twin)
+    _curve_panel(figure, self._deleted(cam, twin) if deletion else None)
 
 GradCAMLab.draw = _draw
 

@@ -94,8 +94,10 @@ def _outlined(result, truth):
 def _histogram(ax, p, threshold):
     "How many pixels have which probability, the mask's share coloured."
     counts, bins = np.histogram(p, 50, (0, 1))  # drawn as powers of ten on a plain axis: ticks of a logarithmic one are slow
-    colors = np.where(bins[1:] > threshold + 1e-9, COLORS["prediction"], COLORS["muted"])
-    ax.barh(bins[:-1], np.log10(np.maximum(counts, 0.5)) - np.log10(0.5), 0.02, left=np.log10(0.5), align="edge", color=colors)
+    powers, first = np.log10(np.maximum(counts, 0.5)), int((bins[1:] <= threshold + 1e-9).sum())
+    for rows, color in ((slice(0, first), "muted"), (slice(first, 50), "prediction")):  # two outlines are drawn sooner than fifty bars
+        edges = bins[rows.start:rows.stop + 1]
+        if len(edges) > 1: ax.stairs(powers[rows], edges, baseline=np.log10(0.5), orientation="horizontal", fill=True, color=COLORS[color])
     ax.axhline(threshold, color=COLORS["ink"], lw=1.2)
     top = int(np.log10(p.size))
     ax.set(ylim=(0, 1), xlim=(np.log10(0.5), np.log10(p.size * 1.5)), xlabel="pixels", yticks=(0, 0.5, 1), xticks=(0, top), xticklabels=("1", f"{10**top:,}"))
