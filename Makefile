@@ -36,9 +36,8 @@ demo: $(VENV)/.user  ## train CMUNeXt-S on the bundled synthetic ultrasound, rep
 lab: $(VENV)/.lab  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs/index.ipynb
 
-# The browser leaves a core idle half of the time, so the other tests run beside it.
-test: check test-notebooks test-wheel  ## everything that CI checks
-	$(MAKE) -j2 test-browser test-python test-labs
+test: check test-notebooks test-python test-wheel  ## everything that CI checks
+	$(MAKE) -j2 test-browser test-labs
 	@echo "All checks passed."
 
 check: $(VENV)/.dev  ## export and clean leave no diff, README equals index, notebooks are clean, the site builds
