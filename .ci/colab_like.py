@@ -4,7 +4,7 @@ ipywidgets 7.7.1 and numpy 2.1 are installed into a folder of their own (a tempo
 there) in front of this environment's packages; PyTorch stays as it is. A module `google.colab` is there, so that cells that ask for it
 behave as they do in Colab, and `%pip` answers without installing anything. The cells are run, and nothing is written.
 """
-import argparse, os, subprocess, sys, tempfile
+import argparse, subprocess, sys, tempfile
 from pathlib import Path
 
 import nbformat

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 from cmunext_nb.cost import cost_table, latency
-from cmunext_nb.model import create_model
 from cmunext_nb.paper import TABLE2, TABLE3
+from cmunext_nb.reproduce import build_system
 from machine import machine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +23,6 @@ def main():
     p.add_argument("--device", default="cpu")
     p.add_argument("--out", type=Path, default=ROOT / "cmunext_nb/assets/comparison.json")
     a = p.parse_args()
-    from cmunext_nb.reproduce import build_system
     names, times, rows = list(dict.fromkeys([*TABLE2, *TABLE3])), {}, {}
     for turn in range(a.rounds):
         for name in names:

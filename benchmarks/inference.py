@@ -10,7 +10,6 @@ machine that is busy with something else disturbs least.
 import argparse, copy, json, statistics, tempfile, time, warnings
 from pathlib import Path
 
-import numpy as np
 import torch
 from machine import machine
 

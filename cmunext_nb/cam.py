@@ -117,7 +117,7 @@ def _short(x): return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 def _mark(ax, region, color="white"):
     "Outline a region; a ring around one of a few pixels, which an outline would not show."
-    from cmunext_nb.plot import COLORS, outline
+    from cmunext_nb.plot import COLORS
     if region.sum() > 16: return ax.contour(region.astype(float), [0.5], colors=[COLORS.get(color, color)], linewidths=1.1)
     y, x = (v.mean() for v in np.nonzero(region))
     ax.plot(x, y, "o", ms=9, mfc="none", mec=COLORS.get(color, color), mew=1.6)

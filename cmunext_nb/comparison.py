@@ -7,13 +7,12 @@ __all__ = ['COSTS', 'load_costs', 'trained', 'ComparisonTable', 'comparison_tabl
            'show_tradeoffs', 'prediction_grid', 'show_training']
 
 # %% ../nbs/51_comparison.ipynb #4b1785fc
-import html, json, math, statistics
+import html, json, math
 from pathlib import Path
 
 import numpy as np
-import torch
 import cmunext_nb
-from .plot import COLORS, SIZES, as_mask, house_style, outline, overlay, show_image
+from .plot import COLORS, SIZES, as_mask, overlay, show_image
 from .paper import TABLE2
 from .predict import predict
 from .reproduce import load_results, summarise
@@ -54,7 +53,7 @@ class ComparisonTable:
         return "\n".join([*("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, wide))) for row in cells), self.note])
 
     def _repr_html_(self):
-        line = lambda cells, tag: "<tr>" + "".join(f'<{tag} style="text-align:{"right" if i else "left"}">{html.escape(str(c))}</{tag}>' for i, c in enumerate(cells)) + "</tr>"
+        line = lambda cells, tag: "<tr>" + "".join(f'<{tag} style="text-align:{"right" if i else "left"};padding:0.2em 0.6em">{html.escape(str(c))}</{tag}>' for i, c in enumerate(cells)) + "</tr>"
         return f"<table><thead>{line(self.rows[0], 'th')}</thead><tbody>{''.join(line(r.values(), 'td') for r in self.rows)}</tbody></table><p><small>{html.escape(self.note)}</small></p>"
 
 # %% ../nbs/51_comparison.ipynb #cd096170

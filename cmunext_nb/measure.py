@@ -60,7 +60,7 @@ def mask_measures(
     pixel_size=None, # mm, one number or (height, width) of a pixel; None measures in pixels
 ) -> list: # of dicts, the largest part first; empty for an empty mask
     "Each separate part: `area, outline, diameter, across` in mm (mm²) or pixels; `share` of the image; `box, centre, diameter_ends` in pixels."
-    from scipy.ndimage import find_objects, label
+    from scipy.ndimage import label
     _spacing(pixel_size)
     labels, n = label(as_mask(mask), np.ones((3, 3)))
     parts = [_measure_one(labels == i, pixel_size) for i in range(1, n + 1)]

@@ -10,7 +10,7 @@ from torch import nn
 
 from cmunext_nb.layers import as_logits, randomized, watch
 from cmunext_nb.model import create_model
-from cmunext_nb.receptive_field import (ReceptiveField, area_ratios, effective_receptive_field, radial_decay, receptive_field, receptive_fields, run_to)
+from cmunext_nb.receptive_field import (area_ratios, effective_receptive_field, radial_decay, receptive_field, receptive_fields, run_to)
 
 TINY = dict(dims=(4, 4, 4, 4, 4), depths=(1, 1, 1, 1, 1), kernel_sizes=(3, 3, 7, 7, 9))
 LINEAR = (nn.ReLU, nn.GELU, nn.BatchNorm2d, nn.Dropout, nn.Dropout2d, nn.Hardswish, nn.SiLU)

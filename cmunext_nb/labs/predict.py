@@ -14,7 +14,7 @@ from . import Lab, Panel, _version, button, choice, slider, switch, upload
 from ..measure import mask_measures
 from ..model import create_model
 from ..phantom import make_phantom
-from ..plot import COLORS, as_mask, as_picture, outline, overlay, rgb
+from ..plot import COLORS, as_picture, outline, overlay, rgb
 from ..predict import predict
 
 # %% ../../nbs/44_predict_lab.ipynb #3b3d94e9

@@ -3,7 +3,8 @@
 Environment: CMUNEXT_BROWSER (path of a Chromium), CMUNEXT_NBS (folder of the notebooks; the checkout's nbs/), CMUNEXT_ARTIFACTS
 (folder of the screenshots; artifacts/browser). The server listens on the loopback only, with a token of its own, in temporary folders.
 """
-import importlib.util, json, os, re, secrets, socket, subprocess, sys, time, urllib.request
+import functools, http.server, importlib.util, json, os, re, secrets, socket, subprocess, sys, threading, time, urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,31 @@ KNOWN_NOISE = (
 )
 
 
-def finder():
-    "Module .ci/browser.py, which knows where browsers are."
-    spec = importlib.util.spec_from_file_location("cmunext_ci_browser", ROOT / ".ci/browser.py")
+def ci_module(name):
+    "A script of .ci as a module."
+    spec = importlib.util.spec_from_file_location(f"cmunext_ci_{name}", ROOT / f".ci/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def finder():
+    "Module .ci/browser.py, which knows where browsers are."
+    return ci_module("browser")
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    extensions_map = {**http.server.SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript", ".wasm": "application/wasm"}
+    def log_message(self, *_): pass
+
+
+@contextmanager
+def serving(folder):
+    "Address, without a slash at its end, under which a plain static server on the loopback gives out a folder."
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try: yield f"http://127.0.0.1:{server.server_port}"
+    finally: server.shutdown()
 
 
 def lab_notebooks():

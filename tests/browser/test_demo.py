@@ -1,12 +1,9 @@
 """The demo of the site in a headless Chromium: its masks are Python's, it needs nothing but a static server, a keyboard is enough."""
-import functools
-import http.server
-import importlib.util
 import io
+import os
 import shutil
 import subprocess
 import tarfile
-import threading
 import time
 
 import numpy as np
@@ -14,7 +11,7 @@ import pytest
 from PIL import Image
 
 import cmunext_nb as cn
-from harness import ARTIFACTS, PATIENCE, ROOT
+from harness import ARTIFACTS, PATIENCE, ROOT, ci_module, serving
 
 pytestmark = pytest.mark.browser
 PAGE = ROOT / "nbs/demo"
@@ -29,33 +26,23 @@ def version():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     "The page, what is made for it, and the engine from npm, in one folder."
-    if shutil.which("npm") is None: pytest.skip("npm is not installed, and the engine of the demo comes from there (Debian, Ubuntu: apt-get install npm)")
+    lacking = pytest.fail if os.environ.get("CI") == "true" else pytest.skip  # CI installs npm, so that there nothing may be left out
+    if shutil.which("npm") is None: lacking("npm is not installed, and the engine of the demo comes from there (Debian, Ubuntu: apt-get install npm)")
     for package in ("onnx", "onnxscript"): pytest.importorskip(package, reason="the demo's network is exported with the extra deploy")
     folder = tmp_path_factory.mktemp("demo") / "demo"
     shutil.copytree(PAGE, folder)
     got = subprocess.run(["npm", "pack", f"onnxruntime-web@{version()}", "--silent"], cwd=folder.parent, capture_output=True, text=True, timeout=300)
-    if got.returncode: pytest.skip(f"npm could not fetch onnxruntime-web: {got.stderr.strip()[-300:]}")
+    if got.returncode: lacking(f"npm could not fetch onnxruntime-web: {got.stderr.strip()[-300:]}")
     (folder / "vendor").mkdir()
     with tarfile.open(folder.parent / got.stdout.split()[-1]) as archive:
         for name in FILES: (folder / "vendor" / name).write_bytes(archive.extractfile(f"package/dist/{name}").read())
-    spec = importlib.util.spec_from_file_location("cmunext_ci_demo", ROOT / ".ci/demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.make(folder)
+    ci_module("demo").make(folder)
     return folder
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    extensions_map = {**http.server.SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript", ".wasm": "application/wasm"}
-    def log_message(self, *_): pass
 
 
 @pytest.fixture(scope="module")
 def url(folder):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/"
-    server.shutdown()
+    with serving(folder) as address: yield f"{address}/"
 
 
 @pytest.fixture

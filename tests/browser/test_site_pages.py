@@ -1,27 +1,20 @@
 """Five pages of the built site in a headless Chromium, on a desk and on a phone. Screenshots go to artifacts/browser.
 
 CMUNEXT_SITE names a folder with a built site; without it, the site is built first."""
-import functools
-import http.server
 import os
 import re
 import subprocess
 import sys
-import threading
 
 import pytest
 
-from harness import ARTIFACTS, ROOT
+from harness import ARTIFACTS, ROOT, serving
 
 pytestmark = pytest.mark.browser
 PAGES = ("index", "03_block", "41_receptive_field_lab", "reference/the-network", "gallery")
 WIDTHS = dict(desk=(1280, 900), phone=(390, 844))
 # The script that draws formulas and the themes' fonts come from a network that a test does not have. Nothing else may come from outside.
 KNOWN = re.compile(r"^https://(cdn\.jsdelivr\.net/npm/(katex|mathjax)|fonts\.googleapis\.com/css2)")
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args): pass
 
 
 @pytest.fixture(scope="session")
@@ -31,10 +24,7 @@ def site(tmp_path_factory):
     if not folder:
         folder = str(tmp_path_factory.mktemp("site") / "docs")
         subprocess.run([sys.executable, ROOT / ".ci/site.py", "--tool", "smalldocs", "--out", folder], check=True)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with serving(folder) as address: yield address
 
 
 @pytest.fixture
