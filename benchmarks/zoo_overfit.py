@@ -22,8 +22,8 @@ def overfit(name, args):
     torch.manual_seed(41)
     model, start = cn.create_model(name), time.perf_counter()
     history = cn.fit(model, scans, scans, recipe="fast", epochs=args.epochs, batch_size=4, augment="none", sizes=None, ema=None, lr=LR.get(name, 4e-3),
-                     validate_every=2, amp=False, on_epoch=lambda run: run.history.best.get("iou", 0) < enough, device=args.device, progress=False)
-    return dict(iou=round(cn.evaluate(model, scans)["iou"], 4), epochs=len(history.rows), seconds=round(time.perf_counter() - start, 1))
+                     validate_every=2, amp=args.amp, on_epoch=lambda run: run.history.best.get("iou", 0) < enough, device=args.device, progress=False)
+    return dict(iou=round(cn.evaluate(model, scans)["iou"], 4), epochs=len(history.rows), seconds=round(time.perf_counter() - start, 1), amp=args.amp)
 
 
 def main():
@@ -32,6 +32,7 @@ def main():
     parser.add_argument("--size", type=int, default=64, help="side of the scans in pixels")
     parser.add_argument("--epochs", type=int, default=150)
     parser.add_argument("--enough", type=float, default=0.92, help="IoU at which to stop")
+    parser.add_argument("--amp", default="auto", choices=["auto", "bf16", "off"], help="precision of the training, as in `Recipe.amp` (default: auto)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()

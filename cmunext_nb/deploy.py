@@ -9,12 +9,14 @@ __all__ = ['KEEP', 'ENGINES', 'GRID', 'scale_shift', 'fold_backward', 'fold_forw
 # %% ../nbs/30_deploy.ipynb #352705f4
 import copy, io, json, logging, tempfile, warnings
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 from .conv import ConvBlock
+from .files import quiet
 from .inverted_bottleneck import InvertedBottleneck
 from .model import CMUNeXt, DecoderStage, check_input, create_model, unknown_name
 from .predict import Prediction, _core, _read, _threshold, at_rest, average_views, network_channels
@@ -369,9 +371,15 @@ def reach(
 def _spans(length, tile, margin):
     "Along one axis: (first and last pixel of the tile, first and last of its core), the last ones exclusive."
     if length <= tile: return [(0, length, 0, length)]
-    core = (tile - 2 * margin) // GRID * GRID
-    if core < GRID: raise ValueError(f"tile={tile} leaves no room between margins of {margin} pixels: choose a tile of at least {2 * margin + GRID}, or a smaller margin.")
-    return [(max(0, a - margin), min(length, a + core + margin), a, min(length, a + core)) for a in range(0, length, core)]
+    side, spans, done = tile // GRID * GRID, [], 0
+    if side < 2 * margin + GRID: raise ValueError(f"tile={tile} leaves no room between margins of {margin} pixels: choose a tile of at least {2 * margin + GRID}, or a smaller margin.")
+    last = -(-(length - side) // GRID) * GRID  # the tile that ends at the border; windows begin at multiples of GRID
+    while done < length:
+        start = min(max(0, done - margin), last)
+        stop = min(length, start + side)
+        spans.append((start, stop, done, length if stop == length else stop - margin))
+        done = spans[-1][3]
+    return spans
 
 # %% ../nbs/30_deploy.ipynb #5c1f32d7
 def predict_tiled(
@@ -381,18 +389,19 @@ def predict_tiled(
     tile: int = 1024, # side in pixels of what the network sees at once, margins included
     margin: int = None, # pixels around each core that are computed and dropped; None: the network's `reach`, with which no seam is left
     preprocess: str = None, # how images are normalised; None: as the weights say
+    progress: bool = True, # show a bar
 ): # Prediction
     "`predict` at the image's own size, tile by tile: the same mask, in the memory of one tile."
+    from tqdm.auto import tqdm
     threshold, margin = _threshold(threshold), reach(model) if margin is None else -(-margin // GRID) * GRID
     how, name = preprocess or getattr(_core(model), "preprocess", "imagenet"), str(image) if isinstance(image, (str, Path)) else "the image"
     channels = network_channels(model)
     pixels, probability = _read(image, name, channels), None
-    rows, columns = (_spans(length, tile, margin) for length in pixels.shape[-2:])
+    tiles = list(product(*(_spans(length, tile, margin) for length in pixels.shape[-2:])))
     with at_rest(model) as (place, dtype):
-        for top, bottom, first, last in rows:
-            for left, right, begin, end in columns:
-                x = _preprocess(to_channels(torch.from_numpy(pixels[None, :, top:bottom, left:right]), channels), how)
-                p = average_views(model, x.to(place, dtype))[0][0, :, first - top:last - top, begin - left:end - left].cpu().numpy()
-                if probability is None: probability = np.empty((len(p), *pixels.shape[-2:]), np.float32)
-                probability[:, first:last, begin:end] = p
+        for (top, bottom, first, last), (left, right, begin, end) in tqdm(tiles, unit="tile", disable=quiet(progress) or len(tiles) < 4, leave=False):
+            x = _preprocess(to_channels(torch.from_numpy(pixels[None, :, top:bottom, left:right]), channels), how)
+            p = average_views(model, x.to(place, dtype))[0][0, :, first - top:last - top, begin - left:end - left].cpu().numpy()
+            if probability is None: probability = np.empty((len(p), *pixels.shape[-2:]), np.float32)
+            probability[:, first:last, begin:end] = p
     return Prediction(pixels, probability[0] if len(probability) == 1 else probability, threshold, name)

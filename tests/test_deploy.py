@@ -214,11 +214,13 @@ def test_the_module_is_light():
 
 # tiles
 
-@pytest.mark.parametrize("length, tile, margin", [(100, 128, 32), (1000, 640, 224), (257, 96, 32), (512, 128, 0)])
+@pytest.mark.parametrize("length, tile, margin", [(100, 128, 32), (1000, 640, 224), (257, 96, 32), (512, 128, 0), (513, 140, 32), (8192, 1024, 224)])
 def test_cores_cover_once(length, tile, margin):
     spans = _spans(length, tile, margin)
     assert [p for a in spans for p in range(a[2], a[3])] == list(range(length))
     assert all(a[0] % 32 == 0 and a[1] - a[0] <= max(tile, length if len(spans) == 1 else 0) for a in spans)
+    assert all((a[2] - a[0] >= margin or a[0] == 0) and (a[1] - a[3] >= margin or a[1] == length) for a in spans)
+    assert len({a[1] - a[0] for a in spans[:-1]}) <= 1  # one shape, but for a last tile that ends at the border
 
 
 def test_tiles_equal_the_whole(model):
