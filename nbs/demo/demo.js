@@ -1,9 +1,10 @@
 // CMUNeXt in the browser: the steps of cmunext_nb's `predict`, with ONNX Runtime as WebAssembly. No image is sent anywhere.
-// model.onnx, model.json and the scans lie beside this file; `.ci/demo.py` makes them.
+// model.json, the networks that it names and the scans lie beside this file; `.ci/demo.py` makes them.
 
 const ENGINE = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/"
 const $ = id => document.getElementById(id)
-const state = { session: null, about: null, image: null, probability: null, milliseconds: 0, turn: 0 }
+const state = { session: null, weights: null, about: null, image: null, probability: null, milliseconds: 0, turn: 0 }
+const sessions = new Map()  // a network is fetched when it is first asked for
 window.demo = state  // for the test, and for the curious
 
 // ?ort=folder/ takes the engine from a folder of this server instead.
@@ -56,7 +57,7 @@ function resized(map, height, width, newHeight, newWidth) {
 }
 
 // The image as the network expects it: channels in order, each value in 0..1 times scale plus offset.
-function prepared({ pixels, height, width }, { size, preprocess: { order, scale, offset } }) {
+function prepared({ pixels, height, width }, size, { order, scale, offset }) {
   const area = size * size, out = new Float32Array(order.length * area)
   order.forEach((from, c) => {
     const map = Float32Array.from({ length: height * width }, (_, i) => pixels[4 * i + from] / 255)
@@ -66,17 +67,18 @@ function prepared({ pixels, height, width }, { size, preprocess: { order, scale,
 }
 
 async function compute() {
-  const turn = ++state.turn, { image, about } = state
+  const turn = ++state.turn, { image } = state
   if (!state.session || !image) return
+  const { about: { size }, weights: { preprocess } } = state
   say("Computing ...")
   await nextFrame()
-  const input = new state.ort.Tensor("float32", prepared(image, about), [1, about.preprocess.order.length, about.size, about.size])
+  const input = new state.ort.Tensor("float32", prepared(image, size, preprocess), [1, preprocess.order.length, size, size])
   const start = performance.now()
   const { logits } = await state.session.run({ images: input })
   const milliseconds = performance.now() - start
   if (turn !== state.turn) return  // another image was chosen meanwhile
-  const probability = Float32Array.from(logits.data.slice(0, about.size ** 2), v => 1 / (1 + Math.exp(-v)))
-  Object.assign(state, { milliseconds, probability: resized(probability, about.size, about.size, image.height, image.width) })
+  const probability = Float32Array.from(logits.data.slice(0, size ** 2), v => 1 / (1 + Math.exp(-v)))
+  Object.assign(state, { milliseconds, probability: resized(probability, size, size, image.height, image.width) })
   draw()
 }
 
@@ -151,12 +153,44 @@ async function scan(file, name) {
   await show(await answer.blob(), name)
 }
 
+// The network with other weights; the image that is shown is computed again.
+async function take(weights) {
+  state.turn++  // what is being computed is of other weights
+  Object.assign(state, { weights, session: null })
+  $("words").textContent = weights.words
+  document.querySelectorAll("[name=weights]").forEach(input => { input.checked = input.value === weights.name })
+  if (!sessions.has(weights.file)) {
+    say("The network is being fetched ...")
+    sessions.set(weights.file, state.ort.InferenceSession.create(weights.file, { executionProviders: ["wasm"] }))
+  }
+  const session = await sessions.get(weights.file).catch(error => { sessions.delete(weights.file); throw error })
+  if (state.weights !== weights) return  // others were chosen meanwhile
+  state.session = session
+  await compute()
+}
+
+function choices(networks) {
+  for (const weights of networks) {
+    const label = document.createElement("label"), input = document.createElement("input")
+    Object.assign(input, { type: "radio", name: "weights", value: weights.name })
+    input.addEventListener("change", () => { state.chosen = true; take(weights).catch(failed) })
+    label.append(input, weights.label)
+    $("weights").append(label)
+  }
+}
+
+// Weights that have seen images like this one, unless the reader has chosen.
+async function suggest(name) {
+  const weights = state.about.networks.find(one => one.name === name)
+  if (!state.chosen && state.ort && weights && weights !== state.weights) await take(weights)
+}
+
 function menu(scans) {
   for (const [i, file] of scans.entries()) {
     const label = document.createElement("label"), input = document.createElement("input"), picture = document.createElement("img")
     Object.assign(input, { type: "radio", name: "scan", checked: i === 0 })
     Object.assign(picture, { src: file, alt: "", width: 72, height: 72 })
-    input.addEventListener("change", () => { $("file").value = ""; scan(file, `Scan ${i + 1}`).catch(failed) })
+    input.addEventListener("change", () => { $("file").value = ""; scan(file, `Scan ${i + 1}`).then(() => suggest("phantom")).catch(failed) })
     label.append(input, picture, `Scan ${i + 1}`)
     $("scans").append(label)
   }
@@ -168,15 +202,14 @@ async function begin() {
   if (!answer.ok) throw new Error("model.json is not there: the page was built without the network (python .ci/demo.py makes it).")
   state.about = await answer.json()
   menu(state.about.scans)
+  choices(state.about.networks)
   $("side").textContent = state.about.size
-  $("about").textContent = state.about.words
   try { state.ort = await import(`${folder}ort.wasm.min.mjs`) }
   catch { throw new Error(`The engine could not be fetched from ${new URL(folder, location.href).host}. Check the connection and load the page again.`) }
   state.ort.env.wasm.wasmPaths = folder
   state.ort.env.wasm.numThreads = 1  // several need headers that a plain server does not send
-  state.session = await state.ort.InferenceSession.create("model.onnx", { executionProviders: ["wasm"] })
-  if (state.image) await compute()
-  else await scan(state.about.scans[0], "Scan 1")
+  await take(state.weights ?? state.about.networks[0])
+  if (!state.image) await scan(state.about.scans[0], "Scan 1")
   state.ready = true
 }
 
@@ -185,6 +218,6 @@ $("file").addEventListener("change", () => {
   const [file] = $("file").files
   if (!file) return
   document.querySelectorAll("[name=scan]").forEach(input => { input.checked = false })
-  show(file, file.name).catch(error => failed(error.name === "InvalidStateError" ? new Error(`${file.name} cannot be read as an image: choose a PNG or JPEG.`) : error))
+  show(file, file.name).then(() => suggest("busi")).catch(error => failed(error.name === "InvalidStateError" ? new Error(`${file.name} cannot be read as an image: choose a PNG or JPEG.`) : error))
 })
 begin().catch(failed)
