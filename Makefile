@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?= phantom
 WORKERS ?= 2
+NB_SKIP ?= ^[_.]
 # One thread a worker while several notebooks run at once: more would only make them wait for each other.
 NB_ENV := CMUNEXT_QUIET=1 OMP_NUM_THREADS=1 MPLBACKEND=agg
 
@@ -36,8 +37,12 @@ demo: $(VENV)/.user  ## train CMUNeXt-S on the bundled synthetic ultrasound, rep
 lab: $(VENV)/.lab  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs/index.ipynb
 
-test: check test-notebooks test-python test-wheel  ## everything that CI checks
-	$(MAKE) -j2 test-browser test-labs
+# In CI there is a browser, which runs the lab notebooks from the top as well: once is enough.
+test: check  ## everything that CI checks
+	$(MAKE) test-notebooks $(if $(CI),NB_SKIP='^([_.]|4[0-4]_|50_)')
+	$(MAKE) test-python
+	$(MAKE) -j2 test-labs test-wheel
+	$(MAKE) test-browser
 	@echo "All checks passed."
 
 check: $(VENV)/.dev  ## export and clean leave no diff, README equals index, notebooks are clean, the site builds
@@ -45,7 +50,7 @@ check: $(VENV)/.dev  ## export and clean leave no diff, README equals index, not
 	$(BIN)/python .ci/site.py --tool smalldocs
 
 test-notebooks: $(VENV)/.dev  ## every notebook runs from the top
-	$(NB_ENV) $(BIN)/nbdev_test --path nbs --n_workers $(WORKERS) --do_print
+	$(NB_ENV) $(BIN)/nbdev_test --path nbs --n_workers $(WORKERS) --do_print --skip_file_re '$(NB_SKIP)'
 
 test-python: $(VENV)/.dev  ## the tests that would clutter a notebook
 	CMUNEXT_QUIET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
@@ -55,7 +60,7 @@ test-labs: $(VENV)/.dev  ## the labs under the ipywidgets of Colab (7.7); the te
 
 test-browser: $(VENV)/.dev  ## every lab in JupyterLab and a headless browser; screenshots in artifacts/browser
 	$(BIN)/python .ci/browser.py
-	CMUNEXT_QUIET=1 $(BIN)/python -m pytest tests/browser -m browser
+	CMUNEXT_QUIET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser -m browser -n $(WORKERS) --dist loadgroup
 
 test-wheel: $(VENV)/.dev  ## the built wheel, installed on its own, imports and predicts
 	$(BIN)/python .ci/wheel.py

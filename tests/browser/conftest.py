@@ -1,11 +1,15 @@
 """JupyterLab and Chromium for the tests of this folder: one server, one browser, one page a notebook. Run by `make test-browser`."""
-import shutil
+import os, shutil
 from contextlib import contextmanager
 
 import pytest
 
 from harness import ARTIFACTS, FLAGS, NBS, PATIENCE, Jupyter, LabPage, finder, lab_notebooks
 
+
+def pytest_configure(config):
+    "The last run's screenshots go, once, before any worker starts."
+    if not hasattr(config, "workerinput") and "browser" in (config.option.markexpr or "") and "not" not in config.option.markexpr: shutil.rmtree(ARTIFACTS, ignore_errors=True)
 
 @pytest.fixture(scope="session")
 def browser():
@@ -23,10 +27,9 @@ def browser():
 
 @pytest.fixture(scope="session")
 def jupyter(tmp_path_factory):
-    "A running JupyterLab with a copy of the notebooks."
-    shutil.rmtree(ARTIFACTS, ignore_errors=True)
-    ARTIFACTS.mkdir(parents=True)
-    server = Jupyter(tmp_path_factory.mktemp("jupyter"), ARTIFACTS / "jupyter.log")
+    "A running JupyterLab with a copy of the notebooks; each worker of a parallel run has its own."
+    ARTIFACTS.mkdir(parents=True, exist_ok=True)
+    server = Jupyter(tmp_path_factory.mktemp("jupyter"), ARTIFACTS / f"jupyter{os.environ.get('PYTEST_XDIST_WORKER', '')}.log")
     try:
         for path in [*NBS.glob("39_*.ipynb"), *lab_notebooks()]: shutil.copy(path, server.folder)
         server.wait()

@@ -13,7 +13,7 @@ from PIL import Image
 import cmunext_nb as cn
 from harness import ARTIFACTS, PATIENCE, ROOT, ci_module, serving
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("demo")]  # one worker: the page is made once
 PAGE = ROOT / "nbs/demo"
 FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 

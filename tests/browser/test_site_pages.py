@@ -10,7 +10,7 @@ import pytest
 
 from harness import ARTIFACTS, ROOT, serving
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("site")]  # one worker: the site is built once
 PAGES = ("index", "03_block", "41_receptive_field_lab", "reference/the-network", "gallery")
 WIDTHS = dict(desk=(1280, 900), phone=(390, 844))
 # The script that draws formulas and the themes' fonts come from a network that a test does not have. Nothing else may come from outside.
