@@ -118,10 +118,13 @@ def tradeoff_points(
     cost: str = "latency_ms", # a key of `COSTS`
     data: str = "busi", # a set of Table 2
     costs=None, # what `load_costs` gives; None takes the shipped ones
+    iou=None, # dict network -> IoU in percent; None takes the paper's
 ) -> list: # of dicts for `hover_scatter`
-    "Each network's measured cost and the IoU that the paper prints for it."
+    "Each network's measured cost, and its IoU: the one that the paper prints, or that of a training of ours."
     networks, unit = (costs or load_costs())["networks"], COSTS[cost][1]
-    return [dict(name=p["label"], x=networks[n][cost] / unit, y=p["iou"][data], own=n.startswith("cmunext")) for n, p in TABLE2.items()]
+    iou = {n: p["iou"][data] for n, p in TABLE2.items()} if iou is None else iou
+    label = lambda n: TABLE2[n]["label"] if n in TABLE2 else n.replace("_", " ")
+    return [dict(name=label(n), x=networks[n][cost] / unit, y=y, own=n.startswith("cmunext")) for n, y in iou.items() if n in networks]
 
 # %% ../nbs/51_comparison.ipynb #5ce9715e
 def _axes(rows, columns, size, **options):
