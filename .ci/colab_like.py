@@ -9,7 +9,7 @@ Said are the seconds of waiting and of processor time, with one thread. --record
 hardly counts, in .ci/colab_times.json, rounded up generously; an entry stays while it is near what is measured, so that noise changes
 nothing. `make export` then writes it into the notebooks.
 """
-import argparse, json, re, resource, shutil, subprocess, sys, tempfile, time
+import argparse, json, re, shutil, subprocess, sys, tempfile, time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -64,6 +64,7 @@ def run(path, env):
     nb.cells.insert(0, nbformat.v4.new_code_cell("\n".join(f"{k} = {v!r}" for k, v in given.items()) + START))
     for c in nb.cells:
         if c.cell_type == "code" and "eval: false" in c.source and c.get("id") != colab.CELL_ID: c.cell_type = "raw"
+    import resource  # not on Windows
     spent = lambda: (time.perf_counter(), sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]))
     start = spent()
     with tempfile.TemporaryDirectory() as empty:
