@@ -9,7 +9,7 @@ NB_SKIP ?= ^[_.]
 # One thread a worker while several notebooks run at once: more would only make them wait for each other.
 NB_ENV := CMUNEXT_QUIET=1 OMP_NUM_THREADS=1 MPLBACKEND=agg
 
-.PHONY: help demo lab test check test-notebooks test-python test-labs test-browser test-wheel docs notebooks readme export bench clean
+.PHONY: help demo lab test check test-notebooks test-python test-labs test-colab test-browser test-wheel docs notebooks readme export bench clean
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
@@ -57,6 +57,9 @@ test-python: $(VENV)/.dev  ## the tests that would clutter a notebook
 
 test-labs: $(VENV)/.dev  ## the labs under the ipywidgets of Colab (7.7); the tests above run them under the newest
 	CMUNEXT_QUIET=1 OMP_NUM_THREADS=1 $(BIN)/python .ci/old_widgets.py tests/test_lab*.py
+
+test-colab: $(VENV)/.dev  ## the notebooks that are meant for Colab, with its versions and without the checkout (some 10 minutes; `make test` leaves it out)
+	$(BIN)/python .ci/colab_like.py
 
 test-browser: $(VENV)/.dev  ## every lab in JupyterLab and a headless browser; screenshots in artifacts/browser
 	$(BIN)/python .ci/browser.py

@@ -1,9 +1,10 @@
 """The way into Colab: python .ci/colab.py writes it into each notebook that is meant to be run there; notebooks.py check compares.
 
-A link ends the first cell, and a cell after it installs the package in Colab and says which device was found. The cell is hidden on
-the site and left out by tests (`#| eval: false`). Nothing is written where it stands already.
+A link ends the first cell, and a cell after it installs the package in Colab, fetches the files of the repository that the notebook
+reads, and says which device was found and how long the notebook takes. The cell is hidden on the site and left out by tests
+(`#| eval: false`). Nothing is written where it stands already. The times are measured, by `.ci/colab_like.py --record`.
 """
-import configparser, copy, sys
+import configparser, copy, json, re, sys
 from pathlib import Path
 
 import nbformat
@@ -11,13 +12,21 @@ import nbformat
 ROOT = Path(__file__).resolve().parent.parent
 MEANT = ("index.ipynb", "howto/*.ipynb", "15_*.ipynb", "16_*.ipynb", "2[0-9]_*.ipynb", "4[0-9]_*_lab.ipynb", "5[0-9]_*.ipynb")
 CELL_ID, WORD = "c01ab001", "[Open this notebook in Colab]("
+TIMES = ROOT / ".ci/colab_times.json"
+EXTRAS = {"pytorch_grad_cam": "explain", "torchinfo": "explain", "onnxruntime": "deploy", "openvino": "deploy"}  # which Colab lacks
+ASKED = {"42_gradcam_lab.ipynb": ["explain"]}  # the extra is asked for by the package; colab_like.py finds where one is forgotten
 SOURCE = '''#| hide
 #| eval: false
 import sys
 if "google.colab" in sys.modules:
-    %pip install -q cmunext_nb
+    %pip install -q {package}{fetch}
 import torch
-print("Found", torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: two CPU cores take a minute or two for this notebook")'''
+print("Found", f"{{torch.cuda.get_device_name()}}. {gpu}" if torch.cuda.is_available() else "no GPU. {cpu}")'''
+FETCH = '''
+    import pathlib, urllib.request  # this notebook reads files that lie beside it in the repository
+    for name in {names}:
+        pathlib.Path(name).parent.mkdir(exist_ok=True)
+        urllib.request.urlretrieve("{raw}" + name, name)'''
 
 
 def meant():
@@ -25,12 +34,53 @@ def meant():
     return sorted({p for pattern in MEANT for p in (ROOT / "nbs").glob(pattern)})
 
 
-def address(path):
-    "Where Colab opens a notebook of the repository."
+def repository():
+    "Owner and name, and the branch, as GitHub has them."
     cfg = configparser.ConfigParser(delimiters=["="])
     cfg.read(ROOT / "settings.ini", encoding="utf-8")
     d = cfg["DEFAULT"]
-    return f"https://colab.research.google.com/github/{d['user']}/{d['repo']}/blob/{d['branch']}/{path.relative_to(ROOT).as_posix()}"
+    return f"{d['user']}/{d['repo']}", d["branch"]
+
+
+def name_of(path): return path.relative_to(ROOT / "nbs").as_posix()
+
+
+def address(path):
+    "Where Colab opens a notebook of the repository."
+    name, branch = repository()
+    return f"https://colab.research.google.com/github/{name}/blob/{branch}/nbs/{name_of(path)}"
+
+
+def raw():
+    "Where a file of nbs/ is fetched from; its name follows."
+    name, branch = repository()
+    return f"https://raw.githubusercontent.com/{name}/{branch}/nbs/"
+
+
+def times():
+    "What was measured, and where: {'machine': words, 'seconds': {notebook: seconds, rounded up}}."
+    return json.loads(TIMES.read_text(encoding="utf-8")) if TIMES.exists() else dict(machine="", seconds={})
+
+
+def needs(nb, path):
+    "The extra to install and the files beside the notebook that its code reads."
+    code = "\n".join(c.source for c in nb.cells if c.cell_type == "code" and c.get("id") != CELL_ID)
+    extras = sorted({e for package, e in EXTRAS.items() if re.search(rf"^\s*(try: )?(import|from) {package}\b", code, re.M)} | {*ASKED.get(name_of(path), [])})
+    patterns = sorted(set(re.findall(r"""["'](results/[^"'\n]+?\.\w+)["']""", code)))
+    files = [f.relative_to(path.parent).as_posix() for p in patterns for f in sorted(path.parent.glob(re.sub(r"\{.*?\}", "*", p)))]
+    return extras, files
+
+
+def in_words(seconds): return f"{seconds} seconds" if seconds < 60 else "a minute" if seconds == 60 else f"{seconds // 60} minutes"
+
+
+def cell(nb, path):
+    "The source of the cell for Colab."
+    measured, (extras, files) = times(), needs(nb, path)
+    seconds = measured["seconds"].get(name_of(path))
+    takes = "How long this notebook takes was not measured" if seconds is None else f"This notebook takes up to {in_words(seconds)} on {measured['machine']}"
+    return SOURCE.format(package=f'"cmunext_nb[{",".join(extras)}]"' if extras else "cmunext_nb", fetch=FETCH.format(names=json.dumps(files), raw=raw()) if files else "",
+                         cpu=f"{takes}.", gpu=f"{takes}; on a GPU it was not timed.")
 
 
 def prepared(nb, path):
@@ -39,22 +89,29 @@ def prepared(nb, path):
     lines = [l for l in nb.cells[0].source.split("\n") if not l.startswith(WORD)]
     nb.cells[0].source = "\n".join(lines).rstrip() + f"\n\n{WORD}{address(path)})"
     nb.cells = [c for c in nb.cells if c.get("id") != CELL_ID]
-    nb.cells.insert(1, nbformat.v4.new_code_cell(SOURCE, id=CELL_ID))
+    nb.cells.insert(1, nbformat.v4.new_code_cell(cell(nb, path), id=CELL_ID))
     return nb
 
 
 def problems(path):
-    "A sentence where a notebook that is meant for Colab has no way into it, or an old one."
-    nb = nbformat.read(path, 4)
-    same = path not in meant() or [c.source for c in nb.cells[:2]] == [c.source for c in prepared(nb, path).cells[:2]]
-    return [] if same else [f"{path.relative_to(ROOT)}: its way into Colab is missing or old: run `make export`"]
+    "A sentence where a notebook that is meant for Colab has no way into it, or an old one, or no measured time."
+    if path not in meant(): return []
+    nb, bad, name = nbformat.read(path, 4), [], path.relative_to(ROOT)
+    if [c.source for c in nb.cells[:2]] != [c.source for c in prepared(nb, path).cells[:2]]: bad.append(f"{name}: its way into Colab is missing or old: run `make export`")
+    if name_of(path) not in times()["seconds"]:
+        bad.append(f"{name}: how long it takes is not in {TIMES.relative_to(ROOT)}: run `python .ci/colab_like.py --record {name}`, then `make export`")
+    return bad
 
 
 def main():
+    gone = sorted(set(times()["seconds"]) - {name_of(p) for p in meant()})
+    if gone: sys.exit(f"{TIMES.relative_to(ROOT)} names notebooks that are not meant for Colab: {', '.join(gone)}")
     for path in meant():
-        if problems(path):
-            nbformat.write(prepared(nbformat.read(path, 4), path), path)
-            print(f"{path.relative_to(ROOT)}: link and cell written")
+        nb = nbformat.read(path, 4)
+        new = prepared(nb, path)
+        if [c.source for c in nb.cells[:2]] == [c.source for c in new.cells[:2]]: continue
+        nbformat.write(new, path)
+        print(f"{path.relative_to(ROOT)}: link and cell written")
 
 
 if __name__ == "__main__": sys.exit(main())

@@ -12,7 +12,7 @@ import json, statistics, subprocess, sys, time, torch
 def seconds(code): return float(subprocess.run([sys.executable, '-c', 'import time; t = time.perf_counter()\\n' + code + '\\nprint(time.perf_counter() - t)'], capture_output=True, text=True, check=True).stdout)
 added = statistics.median(seconds('import torch\\nt = time.perf_counter()\\nimport cmunext_nb') for _ in range(5))
 import cmunext_nb as cn
-assert 'site-packages' in cn.__file__, cn.__file__
+assert cn.__file__.startswith(sys.prefix), cn.__file__
 model = cn.create_model('cmunext_s').eval()
 train, valid = cn.load_dataset('phantom', size=64)
 result = cn.predict(model, valid.images[0])
@@ -34,6 +34,16 @@ def contents(dist):
     for name in ("settings.ini", "setup.py", "LICENSE", "README.md", "data/phantom/train.txt", "cmunext_nb/assets/cmunext_s_phantom.safetensors"): assert name in sdist, f"{name} is missing in the sdist"
     assert not any("busi/images" in n or n.startswith("nbs/") for n in wheel), "the wheel holds what it should not"
     return len(wheel)
+
+
+def listed(wheel, most=5):
+    "What is in the wheel, as lines: files and MB of each kind, and the largest files."
+    with zipfile.ZipFile(wheel) as z: sizes = {i.filename: (i.file_size, i.compress_size) for i in z.infolist()}
+    kinds = {}
+    for name, size in sizes.items(): kinds.setdefault(Path(name).suffix or "without an ending", []).append(size)
+    row = lambda name, many: f"  {name}: {len(many)} files, {sum(f for f, _ in many) / 1e6:.2f} MB, {sum(c for _, c in many) / 1e6:.2f} MB packed"
+    largest = sorted(sizes, key=lambda n: -sizes[n][1])[:most]
+    return [row(k, v) for k, v in sorted(kinds.items(), key=lambda kv: -sum(c for _, c in kv[1]))] + ["  largest: " + ", ".join(f"{n} {sizes[n][1] / 1e6:.2f} MB" for n in largest)]
 
 
 def page_of(wheel):
@@ -79,11 +89,12 @@ def main():
         used = run(python, "-c", USE, cwd=tmp, env=clean, stdout=subprocess.PIPE).stdout.strip().splitlines()[-1]
         seen = json.loads(used)
         assert seen["import_adds_seconds"] <= 0.3, f"import cmunext_nb adds {seen['import_adds_seconds']} s to import torch (at most 0.3)"
-        (tmp / "use.py").write_text(lines_of_use(page_of(wheel)), encoding="utf-8")
+        (tmp / "use.py").write_text(lines_of_use(page_of(wheel)) + "\nimport sys\nassert cn.__file__.startswith(sys.prefix), cn.__file__\n", encoding="utf-8")
         said = run(python, "use.py", cwd=tmp, env=dict(clean, CMUNEXT_QUIET="1"), stdout=subprocess.PIPE).stdout
         assert "417,505 parameters" in said and "the bottleneck sees" in said, said
         print("README:", said.strip().splitlines()[0])
         print(f"wheel: {wheel.name}, {wheel.stat().st_size / 1e6:.1f} MB, {files} files; used: {used}")
+        print("\n".join(listed(wheel)))
 
 
 if __name__ == "__main__": main()

@@ -1,8 +1,12 @@
 "What holds for the project as a whole: which way imports point, which names are public, what the site lists."
 import ast
 import configparser
+import json
 import re
-from pathlib import Path
+import shutil
+import subprocess
+import sys
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -63,6 +67,85 @@ def test_the_site_lists_every_notebook():
     listed = set(re.findall(r"[\w/]+\.ipynb", (ROOT / "_quarto.yml").read_text(encoding="utf-8")))
     there = {p.relative_to(ROOT / "nbs").as_posix() for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts}
     assert there == listed, f"not in _quarto.yml: {there - listed}; not there: {listed - there}"
+
+
+def sidebar():
+    "Section of the site's sidebar -> its notebooks, in the order in which the site's own arrows lead through them."
+    yaml = pytest.importorskip("yaml")
+    sections = [s for s in yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"] if isinstance(s, dict) and isinstance(s.get("contents"), list)]
+    return {s["section"]: [n for n in s["contents"] if isinstance(n, str) and n.endswith(".ipynb")] for s in sections}
+
+
+def links_of(name):
+    "Where the links of a notebook lead that stand after `Next: ` in its prose, seen from nbs/."
+    prose = ["".join(c["source"]) for c in json.loads((ROOT / "nbs" / name).read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown"]
+    found = re.findall(r"^Next: \[.*?\]\(([^)]+)\)", "\n".join(prose), re.M)
+    parts = [(PurePosixPath(name).parent / f).as_posix() for f in found]
+    return [re.sub(r"[^/]+/\.\./", "", part) for part in parts]
+
+
+def test_next_leads_where_the_arrows_of_the_site_lead():
+    "The notebooks behind the pages lie off this way, and lead back to it."
+    way = [n for section, names in sidebar().items() if section != "Behind the pages" for n in names]
+    wrong = {name: links_of(name) for name, after in zip(way, way[1:]) if links_of(name) != [after]}
+    assert not wrong, f"these end in another `Next: ` than the sidebar's order gives: {wrong}"
+    assert all(links_of(name) for name in sidebar()["Behind the pages"])
+
+
+def test_every_notebook_is_on_the_map():
+    text = (ROOT / "nbs/index.ipynb").read_text(encoding="utf-8")
+    assert not [n for names in sidebar().values() for n in names if f"]({n})" not in text]
+
+
+# What Quarto's schema leaves open or its checker does not look into. Names from quarto-cli, src/resources/schema: definitions.yml
+# (base-website: navbar, sidebar; sidebar-contents; navigation-item-object), and `tools` of the navbar from the documentation alone.
+NAVBAR = set("title logo logo-alt logo-href background foreground search pinned collapse collapse-below left right toggle-position tools tools-collapse".split())
+SIDEBAR = set("id title logo logo-alt logo-href search tools contents style background foreground border alignment collapse-level pinned header footer".split())
+ITEM = set("aria-label href icon menu text rel target".split())
+THEMES = set("cerulean cosmo cyborg darkly flatly journal litera lumen lux materia minty morph pulse quartz sandstone simplex sketchy slate solar spacelab superhero united vapor yeti zephyr".split())
+
+
+def panache():
+    "Path of the linter that holds Quarto's own schema."
+    path = shutil.which("panache", path=str(Path(sys.executable).parent)) or shutil.which("panache")
+    return path or pytest.fail("panache, which holds Quarto's schema, is missing: pip install panache-cli (make test does it)", pytrace=False)
+
+
+def said_of(folder, text):
+    "What Quarto's schema has against a text of _quarto.yml: a list of lines. The options of `format: html` are looked at as the head of a page."
+    yaml = pytest.importorskip("yaml")
+    folder.mkdir(exist_ok=True)
+    (folder / "_quarto.yml").write_text(text, encoding="utf-8")
+    formats = (yaml.safe_load(text).get("format") or {})
+    for name, options in formats.items(): (folder / f"{name}.qmd").write_text("---\n" + yaml.safe_dump(options) + "---\n\nText.\n", encoding="utf-8")
+    done = subprocess.run([panache(), "lint", "--message-format", "short", "--extend-select", "quarto-schema-unknown-key", "_quarto.yml",
+                           *(f"{name}.qmd" for name in formats)], cwd=folder, capture_output=True, text=True)
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    return [line for line in (done.stdout + done.stderr).splitlines() if "warning" in line or "error" in line]
+
+
+def open_places(config):
+    "Keys and themes that are not Quarto's, where its schema would say nothing."
+    site, bad = config["website"], []
+    bad += set(site["navbar"]) - NAVBAR
+    bad += set(site["sidebar"]) - SIDEBAR
+    for item in [*site["navbar"].get("left", []), *site["navbar"].get("tools", [])]: bad += set(item) - ITEM
+    for item in site["sidebar"]["contents"]:
+        if isinstance(item, dict): bad += set(item) - ({"section", "contents", "href"} if "section" in item else ITEM)
+    for theme in config["format"]["html"]["theme"].values(): bad += {theme} - THEMES
+    return bad
+
+
+def test_the_sites_configuration_is_valid(tmp_path):
+    "Against the schema that Quarto checks its own projects with, as a linter of its documents brings it."
+    yaml, text = pytest.importorskip("yaml"), (ROOT / "_quarto.yml").read_text(encoding="utf-8")
+    assert not said_of(tmp_path / "ours", text)
+    assert not open_places(yaml.safe_load(text))
+    for right, wrong in (("toc-depth: 3", "toc-deepth: 3"), ("toc-depth: 3", "toc-depth: three"), ("search: true", "serch: true"), ("output-dir", "output-dirr"), ("[issue]", "[isue]"),
+                         ("href: 08_files", "hrf: 08_files"), ("{light: cosmo", "{ligt: cosmo"), ("code-copy: true", "code-copy: 7"), ("website:", "websit:"), ("page-navigation: true", "page-navigation: 3")):
+        assert right in text and said_of(tmp_path / "wrong", text.replace(right, wrong, 1)), f"{wrong} is not noticed"
+    for right, wrong in (("    tools:", "    toolz:"), ("section: Data", "sectoin: Data"), ("dark: darkly", "dark: darkley"), ("style: floating", "stile: floating")):
+        assert right in text and open_places(yaml.safe_load(text.replace(right, wrong, 1))), f"{wrong} is not noticed"
 
 
 def test_versions_agree():

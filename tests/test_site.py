@@ -102,3 +102,20 @@ def test_the_readme_has_a_picture_in_place_of_the_slider():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "](nbs/images/scrubbed.png)" in readme and (ROOT / "nbs/images/scrubbed.png").stat().st_size < 300_000
     assert "<input" not in readme and "data:image" not in readme
+
+
+def test_the_cell_for_colab_installs_and_fetches_what_its_notebook_needs(tmp_path):
+    nbformat, colab = pytest.importorskip("nbformat"), ci("colab")
+    cells = {colab.name_of(p): colab.cell(nbformat.read(p, 4), p) for p in colab.meant()}
+    assert '"cmunext_nb[explain]"' in cells["21_gradcam.ipynb"] and '"cmunext_nb[explain]"' in cells["42_gradcam_lab.ipynb"]
+    assert '"results/busi_split1_s.json"' in cells["15_train.ipynb"] and cells["20_receptive_field.ipynb"].count(".safetensors") == 3
+    assert "[" not in re.search("%pip install -q (.*)", cells["index.ipynb"])[1] and "urllib" not in cells["index.ipynb"]
+
+
+def test_how_long_a_notebook_takes_is_measured_and_does_not_waver():
+    colab, rounded = ci("colab"), ci("colab_like").rounded
+    told = colab.times()
+    assert set(told["seconds"]) == {colab.name_of(p) for p in colab.meant()} and "core" in told["machine"], "run `python .ci/colab_like.py --record` and `make export`"
+    assert [rounded(s) for s in (4, 9, 24, 25, 59, 200, 5000)] == [10, 30, 30, 60, 120, 300, 3600]
+    assert rounded(59, 60) == 60 and rounded(61, 60) == 120 and rounded(29, 120) == 60 and rounded(3, 10) == 10, "what is recorded stays while it is near"
+    assert [colab.in_words(s) for s in (30, 60, 180)] == ["30 seconds", "a minute", "3 minutes"]
