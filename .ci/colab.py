@@ -10,6 +10,7 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 MEANT = ("index.ipynb", "howto/*.ipynb", "15_*.ipynb", "16_*.ipynb", "2[0-9]_*.ipynb", "4[0-9]_*_lab.ipynb", "5[0-9]_*.ipynb")
+LABS = "4[0124]_*_lab.ipynb"  # those that open an image of the reader
 CELL_ID, WORD = "c01ab001", "[Open this notebook in Colab]("
 SOURCE = '''#| hide
 #| eval: false
@@ -18,6 +19,11 @@ if "google.colab" in sys.modules:
     %pip install -q cmunext_nb
 import torch
 print("Found", torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: two CPU cores take a minute or two for this notebook")'''
+
+
+def source(path):
+    "The cell of a notebook; Colab has the other parts of the extra `lab` already, so a lab asks for anywidget alone."
+    return SOURCE.replace("install -q cmunext_nb", "install -q cmunext_nb anywidget") if path.match(LABS) else SOURCE
 
 
 def meant():
@@ -39,7 +45,7 @@ def prepared(nb, path):
     lines = [l for l in nb.cells[0].source.split("\n") if not l.startswith(WORD)]
     nb.cells[0].source = "\n".join(lines).rstrip() + f"\n\n{WORD}{address(path)})"
     nb.cells = [c for c in nb.cells if c.get("id") != CELL_ID]
-    nb.cells.insert(1, nbformat.v4.new_code_cell(SOURCE, id=CELL_ID))
+    nb.cells.insert(1, nbformat.v4.new_code_cell(source(path), id=CELL_ID))
     return nb
 
 
