@@ -211,18 +211,21 @@ export default {
   },
   render({model, el}) {  // once for each place that shows the widget
     const img = document.createElement("img"), stale = []
-    Object.assign(img, {className: "widget-image", alt: "The picture of your image was not saved with this notebook. Run the lab again to see one."})
+    img.className = "widget-image"
+    const late = setTimeout(() => { img.alt = "The picture of your image was not saved with this notebook. Run the lab again to see one." }, 10000)
     img.onload = () => stale.splice(0).forEach(url => URL.revokeObjectURL(url))  // pictures before would stay in the browser's memory
     img.style.cssText = "width: 100%; height: 100%; object-fit: contain"
     el.append(img)
     const show = (content, buffers) => {
       if (!content.alt) return
+      clearTimeout(late)
       if (img.src) stale.push(img.src)
       Object.assign(img, {src: address(buffers), alt: content.alt})
     }
     model.on("msg:custom", show)
     model.send("ready")
     return () => {
+      clearTimeout(late)
       model.off("msg:custom", show)
       for (const url of [img.src, ...stale]) URL.revokeObjectURL(url)
     }
@@ -355,9 +358,11 @@ def _tell(self, text, wrong=False):
 Lab.put, Lab.figure, Lab.refresh, Lab.tell = _put, _figure, _refresh, _tell
 
 # %% ../../nbs/39_labs.ipynb #7a1c20ec
+_SHOWING = threading.RLock()  # held for a moment, where drawing may take seconds; always taken after the other one
+
 def _stop_saving(self):
     "From now on pictures go to the page as messages, which no notebook saves; `blank` ends it. An `ImportError` where anywidget is missing."
-    with _DRAWING:
+    with _DRAWING, _SHOWING:
         if self.messenger is not None: return
         self.messenger = _messenger(_FILLING, self._show_again)
         self._unsaved, self.picture.value = self.shown, b""
@@ -365,7 +370,7 @@ def _stop_saving(self):
 
 def _show(self, picture):
     "Hand the bytes of a PNG to the page."
-    with _DRAWING:
+    with _SHOWING:
         if self.messenger is None: self.picture.value = picture
         else:
             self._unsaved = picture
@@ -373,11 +378,11 @@ def _show(self, picture):
 
 def _show_again(self):
     "A view of the messenger has appeared on a page. The answer may come from another thread, and must not overtake a newer picture."
-    with _DRAWING: self.show(self.shown)
+    with _SHOWING: self.show(self.shown)
 
 def _blank(self):
     "An empty picture: what showed an image that is to be forgotten is gone, whatever is drawn next."
-    with _DRAWING:
+    with _DRAWING, _SHOWING:
         self.picture.value, self._unsaved, self._place.children = png(new_figure(*self.size)), b"", [self.picture]
         if self.messenger is not None:
             for widget in (self.messenger.layout, self.messenger): widget.close()
