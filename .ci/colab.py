@@ -11,6 +11,7 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 MEANT = ("index.ipynb", "howto/*.ipynb", "15_*.ipynb", "16_*.ipynb", "2[0-9]_*.ipynb", "4[0-9]_*_lab.ipynb", "5[0-9]_*.ipynb")
+LABS = "4[0124]_*_lab.ipynb"  # those that open an image of the reader: for its picture they need anywidget
 CELL_ID, WORD = "c01ab001", "[Open this notebook in Colab]("
 TIMES = ROOT / ".ci/colab_times.json"
 EXTRAS = {"pytorch_grad_cam": "explain", "torchinfo": "explain", "onnxruntime": "deploy", "openvino": "deploy"}  # which Colab lacks
@@ -79,7 +80,8 @@ def cell(nb, path):
     measured, (extras, files) = times(), needs(nb, path)
     seconds = measured["seconds"].get(name_of(path))
     takes = "How long this notebook takes was not measured" if seconds is None else f"This notebook takes up to {in_words(seconds)} on {measured['machine']}"
-    return SOURCE.format(package=f'"cmunext_nb[{",".join(extras)}]"' if extras else "cmunext_nb", fetch=FETCH.format(names=json.dumps(files), raw=raw()) if files else "",
+    package = (f'"cmunext_nb[{",".join(extras)}]"' if extras else "cmunext_nb") + (" anywidget" if path.match(LABS) else "")  # the rest of the extra `lab` is there
+    return SOURCE.format(package=package, fetch=FETCH.format(names=json.dumps(files), raw=raw()) if files else "",
                          cpu=f"{takes}.", gpu=f"{takes}; on a GPU it was not timed.")
 
 

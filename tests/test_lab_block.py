@@ -10,10 +10,11 @@ from torch import nn
 widgets = pytest.importorskip("ipywidgets")
 
 from cmunext_nb.block import CMUNeXtBlock
-from cmunext_nb.labs import block as lab_block
+from cmunext_nb.labs import block as lab_block, png
 from cmunext_nb.labs.block import KINDS, BlockLab, hand_block, hand_kernels, maps_entering, small_picture, step_cost, trace_block, window_step
 from cmunext_nb.layers import _measure_norms, as_images
 from cmunext_nb.model import create_model
+from test_labs import alive, arrive, every, leaks, uploader
 
 TINY = dict(dims=(4, 4, 8), depths=(1, 2, 1), kernel_sizes=(3, 5, 3))
 
@@ -39,22 +40,6 @@ def lab(net): return BlockLab(spot(), model=net)
 
 
 def said(lab): return lab.sentence.value
-
-
-def arrive(uploader, name, content):
-    "What a browser sends when a file is chosen, in both versions of ipywidgets."
-    entry, content = dict(name=name, type="image/png", size=len(content), last_modified=0), memoryview(content)
-    if isinstance(uploader.value, tuple): uploader.set_state(dict(value=[dict(entry, content=content)]))
-    else: uploader.set_state(dict(metadata=[entry], data=[content], _counter=uploader._counter + 1))
-
-
-def inside(widget):
-    "A widget and everything in it."
-    yield widget
-    for child in getattr(widget, "children", ()): yield from inside(child)
-
-
-def uploader(lab): return next(w for w in inside(lab) if isinstance(w, widgets.FileUpload))
 
 
 # the numbers
@@ -136,12 +121,11 @@ def test_every_control_changes_picture_and_words(lab, part, move):
 
 def test_every_control_is_labelled(lab):
     for control in lab.controls.values(): assert control.description
-    row = next(w for w in inside(lab) if lab.play in getattr(w, "children", ()))
+    row = next(w for w in every(lab) if lab.play in getattr(w, "children", ()))
     assert "Play" in row.children[0].value
 
 
 def test_the_figure_is_the_picture(lab):
-    from cmunext_nb.labs import png
     assert png(lab.figure()) == lab.picture.value
     assert png(lab.figure(row=2)) != lab.picture.value and lab.state["row"] == 5
     lab.put(row=2)
@@ -288,20 +272,24 @@ def png_bytes(pixels):
 
 def test_an_uploaded_image_is_taken_and_leaves_the_widget(lab):
     lab.put(kernel="encoder.1.blocks.0")
-    before, button = lab.picture.value, uploader(lab)
-    arrive(button, "scan.png", png_bytes(np.random.default_rng(3).integers(0, 255, (50, 30), dtype=np.uint8)))
-    assert lab.picture.value != before and "Not possible" not in said(lab)
+    before, button, there = lab.picture.value, uploader(lab), set(alive())
+    others = there - {w.model_id for w in every(lab)}
+    arrive(button, "secret.png", png_bytes(np.random.default_rng(3).integers(0, 255, (50, 30), dtype=np.uint8)))
+    assert lab.shown == png(lab.figure()) != before and not leaks(others) and "Not possible" not in said(lab)
     state = button.get_state()
     assert not button.value and not state.get("value") and not state.get("data")
-    for bad, name in ((b"no picture", "notes.txt"), (png_bytes(np.zeros((2, 2), np.uint8)), "dot.png")):
-        picture = lab.picture.value
-        arrive(button, name, bad)
-        assert "Not possible" in said(lab) and name in said(lab) and lab.picture.value == picture
+    for bad, why in ((b"no picture", "The file is not an image"), (png_bytes(np.zeros((2, 2), np.uint8)), "2 x 2")):
+        picture = lab.shown
+        arrive(button, "secret.png", bad)
+        assert "Not possible" in said(lab) and why in said(lab) and lab.shown == picture and not leaks(others)
+    row = lab.state["row"]
     lab.put(row=0)
     assert "Not possible" not in said(lab)
+    lab.forget()
+    assert lab.put(row=row).picture.value == lab.shown == before and set(alive()) == there
 
 
-def test_a_smaller_upload_keeps_the_place_inside(lab):
+def test_a_smaller_upload_keeps_the_place_every(lab):
     lab.put(row=11, column=11)
     arrive(uploader(lab), "four.png", png_bytes(np.arange(20, dtype=np.uint8).reshape(4, 5) * 9))
     assert (lab.state["row"], lab.state["column"]) == (3, 4) and lab.play.max == 19 and "Not possible" not in said(lab)

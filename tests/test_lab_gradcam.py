@@ -12,7 +12,7 @@ from cmunext_nb.data import load_dataset
 from cmunext_nb.labs import GradCAMLab, new_figure, png
 from cmunext_nb.model import create_model
 from cmunext_nb.phantom import make_phantom
-from test_labs import arrive
+from test_labs import alive, arrive, every, leaks, uploader
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +25,6 @@ def model(): return create_model("cmunext_s", pretrained="phantom")
 
 @pytest.fixture
 def lab(model, scans): return GradCAMLab(model, *scans, size=96)
-
-
-def every(widget):
-    "A widget and all that it holds."
-    yield widget
-    for child in getattr(widget, "children", ()): yield from every(child)
-
-
-def uploader(lab): return next(w for w in every(lab) if type(w).__name__ == "FileUpload")
 
 
 def as_file(pixels):
@@ -87,24 +78,24 @@ def test_the_model_is_left_as_it_was(model, scans):
 
 
 def test_an_own_image_comes_in_and_is_forgotten(lab):
-    first, content = lab.picture.value, as_file(np.random.default_rng(0).integers(0, 255, (50, 80, 3), dtype=np.uint8))
+    first, there, content = lab.picture.value, set(alive()), as_file(np.random.default_rng(0).integers(0, 255, (50, 80, 3), dtype=np.uint8))
     lab.put(region="true")
-    arrive(uploader(lab), "mine.png", content)
+    others = there - {w.model_id for w in every(lab)}
+    arrive(uploader(lab), "secret.png", content)
     assert lab.state["scan"] == 3 and lab.state["region"] == "predicted" and len(lab.names) == len(lab.pixels) == len(lab.masks) == 4
     lab.put(region="pixel")
-    assert "mine.png (yours)" in lab.sentence.value
-    arrive(uploader(lab), "other.png", content)
-    assert len(lab.names) == 4 and lab.names[-1] == "other.png (yours)"
+    assert "your image" in lab.sentence.value and lab.shown == png(lab.figure()) and not leaks(others)
+    arrive(uploader(lab), "secret.png", content)
+    assert len(lab.names) == 4 and lab.names[-1] == "your image" and not leaks(others)
     lab.put(region="fn")
     assert "Not possible" in lab.sentence.value and "true mask" in lab.sentence.value
-    shown = lab.picture.value
+    shown = lab.shown
     lab.masks[0] = np.zeros((96, 96), bool)  # now the question cannot be answered for the first scan either
     lab.forget()
     assert "Not possible" in lab.sentence.value and lab.picture.value == png(new_figure(*lab.size)) != shown
     lab.put(region="predicted")
     assert len(lab.names) == len(lab.pixels) == 3 and lab.picture.value == first
-    for widget in every(lab):
-        for value in widget.get_state().values(): assert content not in bytes(value) if isinstance(value, (bytes, memoryview)) else ".png" not in str(value)
+    assert {kind for kind, _ in leaks(others)} == {"Image"} and set(alive()) == there
 
 
 def test_a_network_that_learned_on_is_asked_anew(scans):

@@ -13,7 +13,7 @@ from cmunext_nb.labs import PredictLab
 from cmunext_nb.labs import png
 from cmunext_nb.model import create_model
 from cmunext_nb.phantom import make_phantom
-from test_labs import arrive
+from test_labs import alive, arrive, every, leaks, sent_by, uploader
 
 
 @pytest.fixture(scope="module")
@@ -22,15 +22,6 @@ def scans(): return make_phantom(3, size=256, seed=21)
 
 @pytest.fixture
 def lab(scans): return PredictLab(images=scans[0], masks=scans[1])
-
-
-def uploader(lab): return next(w for w in lab.children[0].children[1].children[1].children if type(w).__name__ == "FileUpload")
-
-
-def every(widget):
-    "A widget and all that it holds."
-    yield widget
-    for child in getattr(widget, "children", ()): yield from every(child)
 
 
 def as_file(pixels, kind="PNG"):
@@ -84,37 +75,53 @@ def test_masks_equal_those_of_predict(lab, scans):
                                     np.random.default_rng(0).integers(0, 60000, (50, 50)).astype(np.uint16), np.random.default_rng(0).integers(0, 255, (64, 64, 4), dtype=np.uint8)],
                          ids=["grey", "colour", "16 bits", "alpha"])
 def test_an_own_image_comes_in_and_is_forgotten(lab, pixels):
-    first, content = lab.picture.value, as_file(pixels)
-    arrive(uploader(lab), "mine.png", content)
-    assert lab.state["scan"] == 3 and "mine.png (yours)" in lab.sentence.value and lab.result().mask.shape == pixels.shape[:2]
+    first, content, there = lab.picture.value, as_file(pixels), set(alive())
+    others = there - {w.model_id for w in every(lab)}
+    arrive(uploader(lab), "secret.png", content)
+    assert lab.state["scan"] == 3 and lab.shown == png(lab.figure()) and not leaks(others) and "your image" in lab.sentence.value and lab.result().mask.shape == pixels.shape[:2]
     assert "no true mask" in lab.sentence.value or "No pixel" in lab.sentence.value
-    arrive(uploader(lab), "other.png", as_file(pixels[::-1].copy()))
-    assert len(lab.scans) == 4 and "other.png" in lab.scans[-1]["name"]  # one own image at a time
+    arrive(uploader(lab), "secret two.png", as_file(pixels[::-1].copy()))
+    assert len(lab.scans) == 4 and "two" in lab.scans[-1]["file"]  # one own image at a time
+    for move in (dict(threshold=0.2), dict(scan=0), dict(mirror=True), dict(scan=3)):
+        lab.put(**move)
+        assert lab.shown == png(lab.figure()) and not leaks(others)
+    sent = sent_by(lab)
+    offer(lab)
+    assert not leaks(others) and [c for c, _ in sent] == [dict(file="secret_two_mask.png")] and ((np.asarray(Image.open(io.BytesIO(sent[0][1]))) > 0) == lab.result().mask).all()
+    assert "saves the mask" in lab.link.value
+    lab.put(mirror=False, threshold=0.5)
     lab.forget()
-    assert len(lab.scans) == 3 and lab.state["scan"] == 0 and lab.picture.value == first and not any(k[0] == 3 for k in lab._answers)
-    for widget in every(lab):
-        for value in widget.get_state().values(): assert content not in bytes(value) if isinstance(value, (bytes, memoryview)) else "mine.png" not in str(value)
+    assert len(lab.scans) == 3 and lab.state["scan"] == 0 and lab.picture.value == lab.shown == first and not any(k[0] == 3 for k in lab._answers)
+    assert {kind for kind, _ in leaks(others)} == {"Image"} and lab.link.value == "" and set(alive()) == there
 
 
 def test_what_is_no_image_is_said_and_nothing_changes(lab):
     before = lab.picture.value
     arrive(uploader(lab), "notes.txt", b"no picture")
-    assert "Not possible" in lab.sentence.value and "notes.txt" in lab.sentence.value and lab.picture.value == before and len(lab.scans) == 3
+    assert "Not possible" in lab.sentence.value and "The file is not an image" in lab.sentence.value and lab.picture.value == before and len(lab.scans) == 3
+
+
+def offer(lab): next(w for w in every(lab) if getattr(w, "description", "") == "Make a PNG").click()
 
 
 def test_the_mask_goes_out(lab, tmp_path):
     mask = lab.result().mask
     saved = np.asarray(Image.open(lab.save(tmp_path / "m.png")))
     assert ((saved > 0) == mask).all()
-    next(w for w in lab.children[0].children[1].children[1].children if getattr(w, "description", "") == "Make a PNG").click()
+    offer(lab)
     name, data = re.search(r'download="([^"]+)" href="data:image/png;base64,([^"]+)"', lab.link.value).groups()
     assert name == "scan_1_mask.png" and ((np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) > 0) == mask).all()
 
 
 def test_names_cannot_break_out_of_the_link(lab):
     arrive(uploader(lab), 'x"><script>.png', as_file(np.zeros((32, 32), np.uint8)))
+    sent = sent_by(lab)
     lab._offer()
-    assert "<script>" not in lab.link.value + lab.sentence.value
+    assert sent[0][0]["file"] == "xscript_mask.png" and "script" not in lab.link.value + lab.sentence.value
+    lab = PredictLab(images=load_dataset("phantom", size=48)[1].images[:1], predict_size=48)
+    lab.scans[0]["file"] = 'x"><script>.png'
+    lab._offer()
+    assert "<script>" not in lab.link.value
 
 
 @pytest.mark.parametrize("images", [lambda i: i, lambda i: list(i), lambda i: [i[0, 0].numpy(), i[1, 0, :50].numpy()], lambda i: load_dataset("phantom", size=48)[1]])

@@ -13,6 +13,7 @@ from cmunext_nb.labs import ReceptiveFieldLab, png
 from cmunext_nb.model import create_model
 from cmunext_nb.phantom import make_phantom
 from cmunext_nb.receptive_field import effective_receptive_field, receptive_field
+from test_labs import alive, arrive, every, leaks, uploader
 
 TINY = dict(dims=(4, 4, 8, 8, 8), depths=(1, 1, 1, 1, 1), kernel_sizes=(3, 3, 7, 7, 9))
 
@@ -205,26 +206,17 @@ def file_of(array):
     return buffer.getvalue()
 
 
-def arrive(uploader, name, content):
-    "What a browser sends when a file is chosen: version 7 keeps lists and a counter, version 8 a tuple."
-    entry, sent = dict(name=name, type="image/png", size=len(content), last_modified=0), memoryview(content)
-    if isinstance(uploader.value, tuple): uploader.set_state(dict(value=[dict(entry, content=sent)]))
-    else: uploader.set_state(dict(metadata=[entry], data=[sent], _counter=uploader._counter + 1))
-
-
-def every(widget):
-    yield widget
-    for child in getattr(widget, "children", ()): yield from every(child)
-
-
 def test_an_opened_image_is_shown_and_forgotten(lab):
-    uploader = next(w for w in every(lab) if type(w).__name__ == "FileUpload")
+    opener = uploader(lab)
     before, noise = lab.picture.value, np.random.default_rng(1).integers(0, 255, (50, 70, 3), dtype=np.uint8)
-    arrive(uploader, "scan.png", file_of(noise))
-    assert fine(lab) and lab.state["image"] == 3 and lab.picture.value != before and lab.pixels.shape == (4, 3, 64, 64) and not uploader.value
-    arrive(uploader, "again.png", file_of(noise[..., 0]))
-    assert lab.state["image"] == 3 and len(lab.pixels) == 4 and lab.controls["image"].options[3][0] == "again.png (yours)", "the second takes the first one's place"
+    there = set(alive())
+    others = there - {w.model_id for w in every(lab)}
+    arrive(opener, "secret.png", file_of(noise))
+    assert not leaks(others) and lab.shown == png(lab.figure())
+    assert fine(lab) and lab.state["image"] == 3 and lab.shown != before and lab.pixels.shape == (4, 3, 64, 64) and not opener.value
+    arrive(opener, "again.png", file_of(noise[..., 0]))
+    assert lab.state["image"] == 3 and len(lab.pixels) == 4 and lab.controls["image"].options[3][0] == "your image", "the second takes the first one's place"
     lab.forget()
-    assert lab.state["image"] == 0 and len(lab.pixels) == 3 and lab.picture.value == before
-    arrive(uploader, "notes.png", b"no picture")
+    assert lab.state["image"] == 0 and len(lab.pixels) == 3 and lab.picture.value == before and set(alive()) == there
+    arrive(opener, "notes.png", b"no picture")
     assert "Not possible" in lab.sentence.value and lab.picture.value == before

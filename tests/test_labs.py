@@ -1,7 +1,11 @@
 "The frame of the labs, without a browser and under any version of ipywidgets. The everyday path is checked in nbs/39_labs.ipynb."
 import io
+import re
+import sys
 import threading
+import types
 
+import ipywidgets as widgets
 import matplotlib
 import numpy as np
 import pytest
@@ -34,6 +38,35 @@ def arrive(uploader, name, content):
     entry, sent = dict(name=name, type="image/png", size=len(content), last_modified=0), memoryview(content)
     if isinstance(uploader.value, tuple): uploader.set_state(dict(value=[dict(entry, content=sent)]))
     else: uploader.set_state(dict(metadata=[entry], data=[sent], _counter=uploader._counter + 1))
+
+
+def every(widget):
+    "A widget and all that it holds."
+    yield widget
+    for child in getattr(widget, "children", ()): yield from every(child)
+
+
+def uploader(lab): return next(w for w in every(lab) if type(w).__name__ == "FileUpload")
+
+
+def alive():
+    "All widgets of this process, by identifier: what a front end could save."
+    from ipywidgets.widgets import widget
+    return dict(getattr(widget, "_instances", None) or widget.Widget.widgets)
+
+
+def held(values):
+    "The bytes and the texts in a widget's state, however deep."
+    for value in values.values() if isinstance(values, dict) else values:
+        if isinstance(value, (dict, list, tuple)): yield from held(value)
+        elif isinstance(value, (bytes, memoryview)): yield bytes(value)
+        elif isinstance(value, str): yield value
+
+
+def leaks(before=()):
+    "What could be saved of a picture or of a file's name, in the state of all widgets that are not among those `before`."
+    parts = [(type(w).__name__, part) for i, w in alive().items() if i not in before for part in held(w.get_state())]
+    return [(kind, part[:60]) for kind, part in parts if (isinstance(part, bytes) and part) or (isinstance(part, str) and re.search("data:|iVBOR|secret", part))]
 
 
 def picture_file(shape=(7, 9), mode="L"):
@@ -124,7 +157,98 @@ def test_uploads_leave_the_widget_s_state(mode, channels):
 def test_what_is_no_image_is_said(content):
     got, wrong = [], []
     arrive(upload(lambda *a: got.append(a), wrong.append), "mine.png", content)
-    assert not got and len(wrong) == 1 and "mine.png" in wrong[0]
+    assert not got and len(wrong) == 1 and wrong[0].startswith("The file ") and "mine" not in wrong[0]  # a name may be that of a patient
+
+
+class Opened(Square):
+    "A square whose brightness is that of an opened image."
+    def __init__(self, nested=False):
+        self.light, made = 0, upload(self.take, lambda why: self.tell(why, wrong=True))
+        Lab.__init__(self, dict(level=slider("Level", 3, 0, 9)), [widgets.HBox([made]) if nested else made])
+
+    def take(self, name, pixels):
+        self.light = pixels.mean() / 25
+        self.refresh()
+
+    def draw(self, figure, level): super().draw(figure, level, self.light, False)
+    def words(self, level): return f"level {level}"
+
+
+def sent_by(lab):
+    "The messages that the lab's page gets from now on, as (content, bytes)."
+    got = []
+    lab.messenger.send = lambda content, buffers: got.append((content, bytes(buffers[0])))
+    return got
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_picture_of_an_own_image_is_a_message(nested):
+    before = set(alive())
+    lab, there = Opened(nested), set(alive())
+    given = lab.picture.value
+    assert given == lab.shown and lab.messenger is None
+    arrive(uploader(lab), "secret.png", picture_file())
+    assert lab.shown == png(lab.figure()) != given and not leaks(before)
+    assert lab._place.children == (lab.messenger,) and lab.sentence.value.count("level 3") == 1
+    sent, messenger = sent_by(lab), lab.messenger
+    lab.put(level=5)
+    messenger._handle_custom_msg("ready", [])  # another view of the lab has appeared
+    assert [picture for _, picture in sent] == [lab.shown] * 2 and not leaks(before)
+    assert all(content["alt"].startswith("The lab's picture") and set(content) == {"alt"} for content, _ in sent)
+    arrive(uploader(lab), "secret.png", picture_file((20, 20)))
+    assert lab.messenger is messenger and sent[-1][1] == lab.shown and not leaks(before)
+    lab.light = 0  # what a lab does to forget
+    lab.blank()
+    assert lab.picture.value == lab.shown == png(new_figure(*lab.size))
+    lab.put(level=3)
+    assert lab.picture.value == given and set(alive()) == there and lab._place.children == (lab.picture,)
+
+
+def test_a_page_that_appears_while_the_image_is_drawn_ends_with_the_new_picture():
+    "JupyterLab may hand `ready` to another thread: the picture of before must not come last."
+    lab, said, asking = Opened(), [], []
+    draw = lab.draw
+    def slowly(figure, **state):
+        if lab.messenger is not None and not asking:
+            said.append(sent_by(lab))
+            asking.append(threading.Thread(target=lab.messenger._handle_custom_msg, args=("ready", [])))
+            asking[0].start()
+            asking[0].join(0.3)
+        draw(figure, **state)
+    lab.draw = slowly
+    arrive(uploader(lab), "secret.png", picture_file())
+    asking[0].join(10)
+    assert len(said[0]) == 2 and said[0][0][1] != said[0][1][1] == lab.shown == png(lab.figure())  # the old one at once, then the new one
+
+
+def test_what_is_no_image_leaves_the_picture_where_it_is():
+    lab = Opened()
+    arrive(uploader(lab), "secret.txt", b"no picture")
+    assert lab.messenger is None and lab.picture.value and "Not possible" in lab.sentence.value and "secret" not in lab.sentence.value
+
+
+def test_without_anywidget_an_own_image_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "anywidget", None)
+    lab = Opened()
+    given = lab.picture.value
+    arrive(uploader(lab), "secret.png", picture_file())
+    assert "Not possible" in lab.sentence.value and "pip install anywidget" in lab.sentence.value and lab.light == 0
+    assert lab.picture.value == given and not uploader(lab).value
+
+
+def test_the_frame_is_imported_without_anywidget():
+    import subprocess
+    code = "import sys, cmunext_nb.labs as l; l.BlockLab; assert 'anywidget' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_colab_is_told_of_other_makers_widgets_before_a_lab_is_shown(monkeypatch):
+    asked = []
+    monkeypatch.setitem(sys.modules, "google.colab.output", types.SimpleNamespace(enable_custom_widget_manager=lambda: asked.append(1)))
+    Square()
+    assert not asked
+    Opened()
+    assert asked == [1]
 
 
 def test_controls():

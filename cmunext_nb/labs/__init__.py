@@ -6,7 +6,7 @@
 __all__ = ['LABS', 'new_figure', 'png', 'Panel', 'slider', 'choice', 'switch', 'button', 'upload', 'Lab']
 
 # %% ../../nbs/39_labs.ipynb #4b83f83a
-import html, io, threading
+import html, importlib.util, io, sys, threading
 from contextlib import contextmanager
 
 import ipywidgets as widgets
@@ -158,6 +158,8 @@ def button(
     return made
 
 # %% ../../nbs/39_labs.ipynb #f1a21a19
+_YOURS = "your image"  # what menus and sentences call it
+
 def _uploaded(value):
     "Name and bytes of the last file in a FileUpload's value, for ipywidgets 7 (a dict) and 8 (a tuple); None where it is empty."
     if not value: return None
@@ -184,19 +186,87 @@ def upload(
         if got is None: return
         _empty(made)
         file = io.BytesIO(got[1])
-        file.name = got[0]  # for the error's sake
-        try: pixels = read_image(file)
-        except (ValueError, TypeError, OSError) as error: return on_error(str(error))
+        file.name = "The file"  # in the words of an error
+        try:
+            pixels = read_image(file)
+            made.before()
+        except (ValueError, TypeError, OSError, ImportError) as error: return on_error(str(error))
         on_image(got[0], pixels)
+    made.before = lambda: None  # a lab puts here what has to happen before an image is shown
     made.observe(read, "value")
     return made
 
+# %% ../../nbs/39_labs.ipynb #7a1c20e5
+_ALT = "The lab's picture of your image. The sentence below says what is to be seen."
+_MESSENGER = """
+const address = buffers => URL.createObjectURL(new Blob(buffers, {type: "image/png"}))
+export default {
+  initialize({model}) {  // once a page
+    model.on("msg:custom", (content, buffers) => {
+      if (!content.file) return
+      const url = address(buffers)
+      Object.assign(document.createElement("a"), {href: url, download: content.file}).click()
+      setTimeout(() => URL.revokeObjectURL(url), 60000)  // by then it is on the disk
+    })
+  },
+  render({model, el}) {  // once for each place that shows the widget
+    const img = document.createElement("img"), stale = []
+    img.className = "widget-image"
+    const late = setTimeout(() => { img.alt = "The picture of your image was not saved with this notebook. Run the lab again to see one." }, 10000)
+    img.onload = () => stale.splice(0).forEach(url => URL.revokeObjectURL(url))  // pictures before would stay in the browser's memory
+    img.style.cssText = "width: 100%; height: 100%; object-fit: contain"
+    el.append(img)
+    const show = (content, buffers) => {
+      if (!content.alt) return
+      clearTimeout(late)
+      if (img.src) stale.push(img.src)
+      Object.assign(img, {src: address(buffers), alt: content.alt})
+    }
+    model.on("msg:custom", show)
+    model.send("ready")
+    return () => {
+      clearTimeout(late)
+      model.off("msg:custom", show)
+      for (const url of [img.src, ...stale]) URL.revokeObjectURL(url)
+    }
+  }
+}
+"""
+
+# %% ../../nbs/39_labs.ipynb #7a1c20e6
+def _messenger(layout, on_ready):
+    "A widget that shows a picture, or saves a file, that comes as a message; `on_ready` is called when it has appeared on a page."
+    try: import anywidget
+    except ImportError:
+        raise ImportError("Your image would get into the saved notebook with the lab's picture. To show it without being saved the lab needs anywidget: "
+                          "pip install anywidget, reload this page, open the image again.") from None
+    class Messenger(anywidget.AnyWidget): _esm = _MESSENGER
+    made = Messenger(layout=layout)
+    made.on_msg(lambda *_: on_ready())
+    return made
+
 # %% ../../nbs/39_labs.ipynb #f9b36a16
+_FILLING = dict(width="100%", height="100%", margin="0", object_fit="contain")
+
 def _beside(picture, sentence, controls, more):
     "The picture, the controls beside it (below it where the page is narrow), the sentence under both."
     rows = [widgets.Box(list(part), layout=widgets.Layout(flex_flow="row wrap")) for part in (controls, more) if part]
     panel = widgets.VBox(rows, layout=widgets.Layout(flex="1 1 350px", min_width="350px"))
     return [widgets.HBox([picture, panel], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start")), sentence]
+
+# %% ../../nbs/39_labs.ipynb #7a1c20ea
+def _inside(parts):
+    "Widgets and all that they hold."
+    for widget in parts:
+        yield widget
+        yield from _inside(getattr(widget, "children", ()))
+
+def _guard(lab, more):
+    "Let no upload among the widgets reach the lab before its pictures have stopped being state."
+    uploads, colab = [w for w in _inside(more) if isinstance(w, widgets.FileUpload)], sys.modules.get("google.colab.output")
+    for widget in uploads: widget.before = lab.stop_saving
+    # Colab shows other makers' widgets in those outputs only that were made after this call.
+    if uploads and colab and importlib.util.find_spec("anywidget"): colab.enable_custom_widget_manager()
 
 # %% ../../nbs/39_labs.ipynb #d1508350
 class Lab(widgets.VBox):
@@ -209,11 +279,13 @@ class Lab(widgets.VBox):
         more: list = (), # further widgets below the controls: buttons, an upload
     ):
         self.controls, (w, h) = dict(controls), self.size
-        fixed = widgets.Layout(width=f"{100 * w:.0f}px", height=f"{100 * h:.0f}px", min_height=f"{100 * h:.0f}px", object_fit="contain", max_width="100%")
-        self.picture = widgets.Image(format="png", layout=fixed)
+        self.picture, self.messenger, self._unsaved = widgets.Image(format="png", layout=_FILLING), None, b""
+        fixed = widgets.Layout(width=f"{100 * w:.0f}px", height=f"{100 * h:.0f}px", min_height=f"{100 * h:.0f}px", max_width="100%", margin="2px", overflow="hidden")
+        self._place = widgets.Box([self.picture], layout=fixed)  # it keeps its size while one picture takes another's place
         self.sentence = widgets.HTML(layout=widgets.Layout(min_height=f"{1.5 * self.lines:.1f}em", width="auto"))
         for control in self._valued().values(): control.observe(self._changed, "value")
-        super().__init__(_beside(self.picture, self.sentence, self.controls.values(), more))
+        _guard(self, more)
+        super().__init__(_beside(self._place, self.sentence, self.controls.values(), more))
         self._quiet = False
         self.refresh()
 
@@ -271,7 +343,9 @@ def _figure(self, **values):
 def _refresh(self):
     "Draw the present state; an error becomes the sentence."
     try:
-        with _house(): self.picture.value, text = png(self.figure()), self.words(**self.state)
+        with _house():
+            picture, text = png(self.figure()), self.words(**self.state)
+            self.show(picture)
         self.tell(text)
     except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error: self.tell(str(error), wrong=True)
 
@@ -281,11 +355,41 @@ def _tell(self, text, wrong=False):
     text = f"<b>Not possible:</b> {text}" if wrong else text
     self.sentence.value = f'<div role="status" aria-live="polite" style="line-height:1.5">{text}</div>'
 
+Lab.put, Lab.figure, Lab.refresh, Lab.tell = _put, _figure, _refresh, _tell
+
+# %% ../../nbs/39_labs.ipynb #7a1c20ec
+_SHOWING = threading.RLock()  # held for a moment, where drawing may take seconds; always taken after the other one
+
+def _stop_saving(self):
+    "From now on pictures go to the page as messages, which no notebook saves; `blank` ends it. An `ImportError` where anywidget is missing."
+    with _DRAWING, _SHOWING:
+        if self.messenger is not None: return
+        self.messenger = _messenger(_FILLING, self._show_again)
+        self._unsaved, self.picture.value = self.shown, b""
+        self._place.children = [self.messenger]
+
+def _show(self, picture):
+    "Hand the bytes of a PNG to the page."
+    with _SHOWING:
+        if self.messenger is None: self.picture.value = picture
+        else:
+            self._unsaved = picture
+            self.messenger.send(dict(alt=_ALT), [picture])
+
+def _show_again(self):
+    "A view of the messenger has appeared on a page. The answer may come from another thread, and must not overtake a newer picture."
+    with _SHOWING: self.show(self.shown)
+
 def _blank(self):
     "An empty picture: what showed an image that is to be forgotten is gone, whatever is drawn next."
-    self.picture.value = png(new_figure(*self.size))
+    with _DRAWING, _SHOWING:
+        self.picture.value, self._unsaved, self._place.children = png(new_figure(*self.size)), b"", [self.picture]
+        if self.messenger is not None:
+            for widget in (self.messenger.layout, self.messenger): widget.close()
+        self.messenger = None
 
-Lab.put, Lab.figure, Lab.refresh, Lab.tell, Lab.blank = _put, _figure, _refresh, _tell, _blank
+Lab.stop_saving, Lab.show, Lab._show_again, Lab.blank = _stop_saving, _show, _show_again, _blank
+Lab.shown = property(lambda self: bytes(self.picture.value) or self._unsaved, doc="The bytes of the picture that is shown, by either way.")
 
 # %% ../../nbs/39_labs.ipynb #96f52937
 LABS = dict(BlockLab="block", ReceptiveFieldLab="receptive_field", GradCAMLab="gradcam", TrainingLab="training", PredictLab="predict",

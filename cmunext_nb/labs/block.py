@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ..block import CMUNeXtBlock
 from ..conv import same_padding
 from ..files import read_image
-from . import Lab, choice, slider, switch, upload
+from . import Lab, _house, button, choice, slider, switch, upload
 from ..layers import _measure_norms, as_images, find_layer, untouched
 from ..plot import COLORS, _shades, rgb
 from ..predict import _read, resize
@@ -459,9 +459,11 @@ class BlockLab(Lab):
         named = isinstance(kernel, str)
         self.own = None if kernel is None or named else _own_kernels(kernel)
         self._take(make_phantom(1, size=256, seed=15)[0][0] if image is None else image)
+        self._given = self.pixels, self.grid
         self.play = widgets.Play(value=0, min=0, max=self.grid.numel() - 1, interval=400, show_repeat=False)
         self.play.observe(self._played, "value")
-        more = [widgets.HBox([widgets.Label("Play, pixel by pixel"), self.play]), upload(self._opened, lambda text: self.tell(text, wrong=True))]
+        more = [widgets.HBox([widgets.Label("Play, pixel by pixel"), self.play]), upload(self._opened, lambda text: self.tell(text, wrong=True)),
+                button("Forget my image", self.forget, "trash")]
         super().__init__(self._menus(), more)
         start = {**({"kernel": kernel} if named else {}), **start}
         if start: self.put(**start)
@@ -478,8 +480,11 @@ def _menus(self):
 
 def _take(self, image):
     "Take an image, and forget what was computed for another."
-    self.pixels, self.grid = small_picture(image)
-    self._entered, self._last = {}, (None, None, None)
+    self._use(*small_picture(image))
+
+def _use(self, pixels, grid):
+    "Put an image that is small already in the place of another."
+    self.pixels, self.grid, self._entered, self._last = pixels, grid, {}, (None, None, None)
 
 def _run(self, kernel, kernel_size, channels, expansion, residual):
     "The block that is asked for, and all of its steps."
@@ -497,7 +502,7 @@ def _run(self, kernel, kernel_size, channels, expansion, residual):
     self._last = key, block, trace_block(block, maps, residual)
     return self._last[1:]
 
-BlockLab._menus, BlockLab._take, BlockLab._run = _menus, _take, _run
+BlockLab._menus, BlockLab._take, BlockLab._use, BlockLab._run = _menus, _take, _use, _run
 
 # %% ../../nbs/40_block_lab.ipynb #341bfbf6
 def _look(self, part, kernel, kernel_size, channels, expansion, residual, channel, row, column):
@@ -548,7 +553,14 @@ def _played(self, change):
 def _opened(self, name, pixels):
     "An image of the reader has arrived."
     try: self._take(pixels)
-    except ValueError as error: return self.tell(f"{name}: {error}", wrong=True)
+    except ValueError as error: return self.tell(str(error), wrong=True)
     self.refresh()
 
-BlockLab.refresh, BlockLab._played, BlockLab._opened = _refresh, _played, _opened
+def _forget(self):
+    "Forget an opened image: pixels, maps and picture; the one that was given comes back."
+    with _house():  # no other thread draws meanwhile
+        self.blank()
+        self._use(*self._given)
+    self.refresh()
+
+BlockLab.refresh, BlockLab._played, BlockLab._opened, BlockLab.forget = _refresh, _played, _opened, _forget

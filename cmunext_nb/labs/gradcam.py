@@ -11,7 +11,7 @@ import torch
 from matplotlib.patches import Rectangle
 from ..cam import CAM, METHODS, REGIONS, _gradients, _look, _raw_map, _short, deletion_curve, find_region, rank_correlation, stretch
 from ..files import read_mask
-from . import Lab, Panel, _version, button, choice, slider, switch, upload
+from . import Lab, Panel, _YOURS, _house, _version, button, choice, slider, switch, upload
 from .receptive_field import _menu
 from ..layers import as_images, deepest_layer, randomized
 from ..model import create_model
@@ -162,7 +162,7 @@ def _take(self, name, pixels):
     own = as_images(self.model, pixels.transpose(1, 2, 0), self.shape)[0]
     channels = max(own.shape[1], self.pixels.shape[1])
     self.pixels = torch.cat([p.expand(-1, channels, -1, -1) for p in (self.pixels, own)])
-    self.names, self.masks = [*self.names, f"{name} (yours)"], [*self.masks, None]
+    self.names, self.masks = [*self.names, _YOURS], [*self.masks, None]
     self._menu_of(self.own)
 
 def _forget_pixels(self):
@@ -181,8 +181,9 @@ def _menu_of(self, chosen):
 
 def _forget(self):
     "Forget an opened image: pixels, maps and picture."
-    self.blank()
-    self._forget_pixels()
-    self._menu_of(0)
+    with _house():  # no other thread draws meanwhile
+        self.blank()
+        self._forget_pixels()
+        self._menu_of(0)
 
 GradCAMLab._take, GradCAMLab._forget_pixels, GradCAMLab._menu_of, GradCAMLab.forget = _take, _forget_pixels, _menu_of, _forget

@@ -10,7 +10,7 @@ import base64, io, time
 
 import ipywidgets as widgets
 import numpy as np
-from . import Lab, Panel, _version, button, choice, slider, switch, upload
+from . import Lab, Panel, _YOURS, _house, _version, button, choice, slider, switch, upload
 from ..measure import mask_measures
 from ..model import create_model
 from ..phantom import make_phantom
@@ -47,7 +47,8 @@ def _scans(images, masks):
     masks = [None] * len(data) if masks is None else masks
     if not len(data): raise ValueError("PredictLab needs at least one image; without any argument it takes phantoms.")
     if len(masks) != len(data): raise ValueError(f"PredictLab got {len(data)} images and {len(masks)} masks: give one mask for each image, or none at all.")
-    return [dict(name=str(n).rsplit("/", 1)[-1], image=i, mask=m, own=False) for n, i, m in zip(names, data, masks)]
+    names = [str(n).rsplit("/", 1)[-1] for n in names]
+    return [dict(name=n, file=n, image=i, mask=m, own=False) for n, i, m in zip(names, data, masks)]
 
 def _millimetres():
     "A field for the size of a pixel; 0 where it is not known."
@@ -141,7 +142,7 @@ PredictLab.words = _words
 def _take(self, name, pixels):
     "An opened image becomes the last entry of the menu, and is shown."
     self._forget_pixels()
-    self.scans.append(dict(name=f"{name} (yours)", image=pixels.transpose(1, 2, 0), mask=None, own=True))
+    self.scans.append(dict(name=_YOURS, file=name, image=pixels.transpose(1, 2, 0), mask=None, own=True))
     self._menu(len(self.scans) - 1)
 
 def _forget_pixels(self):
@@ -159,9 +160,10 @@ def _menu(self, chosen):
 
 def _forget(self):
     "Forget opened images: pixels, mask and picture."
-    self.blank()
-    self._forget_pixels()
-    self._menu(0)
+    with _house():  # no other thread draws meanwhile
+        self.blank()
+        self._forget_pixels()
+        self._menu(0)
 
 PredictLab._take, PredictLab._forget_pixels, PredictLab._menu, PredictLab.forget = _take, _forget_pixels, _menu, _forget
 
@@ -173,12 +175,17 @@ def _save(self,
     return self.result().save(path)
 
 def _offer(self):
-    "A link to the mask as a PNG, made in memory."
+    "The mask as a PNG, made in memory: a link to it, or, while an image of the reader is open, a file that the browser saves."
     from PIL import Image
-    buffer, name = io.BytesIO(), self.scans[self.state["scan"]]["name"].split(" (")[0].rsplit(".", 1)[0].replace(" ", "_")
+    buffer, name = io.BytesIO(), self.scans[self.state["scan"]]["file"].rsplit(".", 1)[0].replace(" ", "_")
     Image.fromarray(self.result().mask.astype(np.uint8) * 255).save(buffer, "PNG")
-    safe = "".join(c for c in name if c.isalnum() or c in "-_") or "image"
-    data = base64.b64encode(buffer.getvalue()).decode()
-    self.link.value = f'<a download="{safe}_mask.png" href="data:image/png;base64,{data}">Save {safe}_mask.png ({len(buffer.getvalue()) / 1024:.1f} KB)</a>'
+    made, safe = buffer.getvalue(), "".join(c for c in name if c.isalnum() or c in "-_") or "image"
+    size = f"{len(made) / 1024:.1f} KB"
+    if self.messenger is None:
+        data = base64.b64encode(made).decode()
+        self.link.value = f'<a download="{safe}_mask.png" href="data:image/png;base64,{data}">Save {safe}_mask.png ({size})</a>'
+    else:
+        self.messenger.send(dict(file=f"{safe}_mask.png"), [made])
+        self.link.value = f'<span role="status">Your browser saves the mask ({size}).</span>'
 
 PredictLab.save, PredictLab._offer = _save, _offer

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from torch.nn import functional as F
-from . import Lab, button, choice, slider, switch, upload
+from . import Lab, _YOURS, _house, button, choice, slider, switch, upload
 from ..layers import _map_sizes, as_images, find_layer, randomized
 from ..model import CMUNeXt, VARIANTS, create_model
 from ..phantom import make_phantom
@@ -201,7 +201,7 @@ def _take(self, name, pixels):
     self._drop()
     channels = max(new.shape[1], self.pixels.shape[1])
     self.pixels = torch.cat([p.expand(-1, channels, -1, -1) for p in (self.pixels, new)])
-    self.names.append(f"{name} (yours)")
+    self.names.append(_YOURS)
     self._list(len(self.names) - 1)
 
 def _drop(self):
@@ -218,9 +218,10 @@ def _list(self, chosen):
 
 def _forget(self):
     "Forget the opened image: pixels, heat and picture."
-    self.blank()
-    self._drop()
-    self._list(0)
+    with _house():  # no other thread draws meanwhile
+        self.blank()
+        self._drop()
+        self._list(0)
 
 # %% ../../nbs/41_receptive_field_lab.ipynb #a1d55a82
 class ReceptiveFieldLab(Lab):

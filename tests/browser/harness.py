@@ -203,8 +203,9 @@ class LabPage:
 
     def digest(self):
         "Hash of the picture's bytes; ipywidgets gives the image a new address at each refresh, even of the same picture."
-        script = "async i => new Uint8Array(await crypto.subtle.digest('SHA-256', await (await fetch(i.src)).arrayBuffer())).toString()"
-        for _ in range(20):  # the address is taken back while a new picture arrives
+        script = """async i => { if (!i.isConnected || !i.src) throw Error('another picture is about to take its place')
+            return new Uint8Array(await crypto.subtle.digest('SHA-256', await (await fetch(i.src)).arrayBuffer())).toString() }"""
+        for _ in range(200):  # the address is taken back while a new picture arrives
             try: return self.picture.evaluate(script)
             except Exception: self.page.wait_for_timeout(50)
         raise AssertionError(f"{self.name}: the picture's bytes cannot be read")

@@ -221,19 +221,63 @@ def test_frame(opened, jupyter):
 
 
 def test_frame_with_saved_widget_state(opened, jupyter):
-    "With JupyterLab's setting for saving widget state on, which is off by default: the file that was opened is not in the notebook either."
+    "With JupyterLab's setting for saving widget state on, which is off by default: neither the opened file nor a picture is in the notebook."
     write_frame(jupyter, "frame_saved")
     jupyter.save_widget_state(True)
     try:
         with opened("frame_saved") as lab:
+            assert [kind for kind, _ in held(lab.save()[1])] == ["ImageModel"], "the picture of an image that is nobody's is saved"
             data = random_png()
             bring(lab, data)
             text, notebook = lab.save()
-            state = notebook["metadata"]["widgets"]["application/vnd.jupyter.widget-state+json"]["state"]
-            held = {model["model_name"] for model in state.values() if model.get("buffers")}
-            assert held == {"ImageModel"}, f"bytes in the saved widget state are the picture's alone, which shows the opened image; here they are in {held}"
-            assert not traces(data, text), "the bytes of the opened file are in the widget state"
+            assert not held(notebook) and not traces(data, text) and "scan.png" not in text
+            quiet(lab)
     finally: jupyter.save_widget_state(False)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "predict" in n])
+def test_an_own_image_is_seen_and_not_saved(opened, jupyter, name):
+    "The worst case: widget state is saved. The picture is on the page, the mask is among the downloads, and neither is in the notebook, nor the file's name."
+    jupyter.save_widget_state(True)
+    try:
+        with opened(name) as lab:
+            box, data = lab.box(), random_png(7)
+            bring(lab, data, "smith.png")
+            colours = lab.picture.evaluate("""i => { const c = Object.assign(document.createElement('canvas'), {width: i.naturalWidth, height: i.naturalHeight}).getContext('2d')
+                c.drawImage(i, 0, 0)
+                return new Set(new Uint32Array(c.getImageData(0, 0, i.naturalWidth, i.naturalHeight).data.buffer)).size }""")
+            assert colours > 100, f"{name}: the picture of the opened image has {colours} colours"
+            assert lab.picture.get_attribute("alt").startswith("The lab's picture") and lab.box() == box
+            shape(lab)
+            before = lab.digest()
+            lab.move(1)  # the threshold
+            lab.changed(before, "a key on the threshold")
+            text, notebook = lab.save()
+            assert not held(notebook), f"{name}: the saved notebook holds bytes of {held(notebook)}"
+            assert saved_state(notebook), "the setting for saving widget state is not on"
+            with lab.page.expect_download() as coming: lab.press("Make a PNG")
+            mask = coming.value
+            assert mask.suggested_filename == "smith_mask.png" and open(mask.path(), "rb").read(4) == b"\x89PNG"
+            text, notebook = lab.save()
+            assert not held(notebook) and "data:image/png" not in json.dumps(saved_state(notebook)) and not traces(data, text) and "smith" not in text
+            lab.keep("-upload-unsaved")
+            lab.listen()
+            lab.press("Forget my image")
+            lab.settle()
+            lab.until("document.querySelector('img.widget-image')?.src && !document.querySelector('img.widget-image').alt", "the picture is the one of before")
+            assert lab.box() == box and "your image" not in lab.words()
+            assert [kind for kind, _ in held(lab.save()[1])] == ["ImageModel"]
+            quiet(lab)
+    finally: jupyter.save_widget_state(False)
+
+
+def saved_state(notebook): return notebook["metadata"].get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
+
+
+def held(notebook):
+    "Which widgets' bytes are in a saved notebook: (kind of widget, their number)."
+    found = [(model["model_name"], sum(len(b["data"]) for b in model.get("buffers", []))) for model in saved_state(notebook).values()]
+    return [(kind, n) for kind, n in found if n]
 
 
 @pytest.mark.parametrize("name", [p.stem for p in NBS.glob("39_*.ipynb")])
