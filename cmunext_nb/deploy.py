@@ -43,6 +43,7 @@ def _weigh(conv, weight, bias):
 
 def _bias(conv): return conv.bias.double() if conv.bias is not None else conv.weight.new_zeros(len(conv.weight), dtype=torch.float64)
 
+# %% ../nbs/30_deploy.ipynb #749cfb08
 @torch.no_grad()
 def fold_backward(
     norm: nn.BatchNorm2d, # follows the convolution
@@ -112,6 +113,7 @@ def _need(name, why):
         if error.name and error.name.split(".")[0] != name.split(".")[0]: raise
         raise ImportError(f"{why} needs the package {name.split('.')[0]}, which is not installed: pip install \"cmunext_nb[deploy]\".", name=name) from error
 
+# %% ../nbs/30_deploy.ipynb #91400ddc
 @contextmanager
 def _quiet():
     "Inside the block, exporters keep their notes to themselves."
@@ -132,7 +134,7 @@ def _program(model):
     x = torch.zeros(2, network_channels(model), 96, 80)
     with _quiet(), torch.no_grad(): return torch.export.export(net, (x,), dynamic_shapes=({0: free, 2: free, 3: free},), strict=False)
 
-# %% ../nbs/30_deploy.ipynb #aba197ea
+# %% ../nbs/30_deploy.ipynb #d78fb261
 def _tidy(proto):
     "An ONNX model without the exporter's notes, its convolutions named as in the network."
     for node in proto.graph.node:
@@ -144,6 +146,7 @@ def _tidy(proto):
     proto.doc_string = proto.graph.doc_string = ""
     return proto
 
+# %% ../nbs/30_deploy.ipynb #aba197ea
 def _onnx(model):
     "A network as a tidy ONNX model with input `images` and output `logits`."
     _need("onnx", "An ONNX file"), _need("onnxscript", "An ONNX file")
@@ -224,6 +227,7 @@ def _in_onnxruntime(data, threads):
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     return lambda x: torch.from_numpy(session.run(None, {"images": x.cpu().contiguous().numpy()})[0])
 
+# %% ../nbs/30_deploy.ipynb #1fddda2b
 def _in_openvino(model, threads, hint):
     "A function that runs an OpenVINO model on the CPU, and the number format that the engine chose."
     ov = _need("openvino", "deploy(backend='openvino')")
@@ -265,6 +269,7 @@ def _openvino_int8(data, images, keep):
         return nncf.quantize(ov.Core().read_model(data), nncf.Dataset(images), subset_size=len(images), ignored_scope=scope,
                              preset=nncf.QuantizationPreset.MIXED)
 
+# %% ../nbs/30_deploy.ipynb #450ddf5f
 @contextmanager
 def _no_progress():
     "Inside the block nothing is written to the terminal: NNCF draws bars."
@@ -309,6 +314,7 @@ def _openvino(data, threads, precision, images, keep):
     if used != "bfloat16": warnings.warn(f"This processor has no bfloat16 arithmetic (avx512_bf16 or AMX): OpenVINO computes in {used}.", stacklevel=3)
     return run, used
 
+# %% ../nbs/30_deploy.ipynb #10fab6d8
 def _described(model):
     "Config and preprocessing of a network, or of an ONNX file of ours."
     if isinstance(model, (str, Path)): about = read_onnx_metadata(model)
