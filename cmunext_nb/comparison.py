@@ -126,7 +126,7 @@ def tradeoff_points(
     label = lambda n: TABLE2[n]["label"] if n in TABLE2 else n.replace("_", " ")
     return [dict(name=label(n), x=networks[n][cost] / unit, y=y, own=n.startswith("cmunext")) for n, y in iou.items() if n in networks]
 
-# %% ../nbs/51_comparison.ipynb #5ce9715e
+# %% ../nbs/51_comparison.ipynb #82fcbf4b
 def _axes(rows, columns, size, **options):
     "A figure and its axes, closed in pyplot so that a notebook draws it once: as the value of its cell."
     import matplotlib.pyplot as plt
@@ -134,6 +134,7 @@ def _axes(rows, columns, size, **options):
     plt.close(figure)
     return figure, axes
 
+# %% ../nbs/51_comparison.ipynb #5ce9715e
 def show_tradeoffs(
     data: str = "busi", # a set of Table 2
     costs=None, # what `load_costs` gives; None takes the shipped ones

@@ -170,6 +170,12 @@ def _assemble(arrays, names, channels, label, rows=None):
                 files=arrays["files"][rows].tolist(), pixels=arrays["pixels"][rows].tolist())
     return SegmentationData(torch.from_numpy(images), torch.from_numpy(masks), [names[i] for i in rows], meta)
 
+# %% ../nbs/11_data.ipynb #38bcfacc
+def _check_shape(size, channels):
+    "`ValueError` unless `size` is a positive whole number and `channels` 1 or 3."
+    if channels not in (1, 3): raise ValueError(f"channels must be 1 or 3, not {channels!r}.")
+    if not isinstance(size, (int, np.integer)) or size < 1: raise ValueError(f"size must be a whole number of pixels, not {size!r}.")
+
 # %% ../nbs/11_data.ipynb #69ea8db2
 def read_samples(
     samples: list, # of `Sample`
@@ -183,11 +189,6 @@ def read_samples(
     _check_shape(size, channels)
     if not samples: raise ValueError(f"The set {label!r} has no images.")
     return _assemble(_cached(samples, int(size), label, cache, progress), [s.name for s in samples], channels, label)
-
-def _check_shape(size, channels):
-    "`ValueError` unless `size` is a positive whole number and `channels` 1 or 3."
-    if channels not in (1, 3): raise ValueError(f"channels must be 1 or 3, not {channels!r}.")
-    if not isinstance(size, (int, np.integer)) or size < 1: raise ValueError(f"size must be a whole number of pixels, not {size!r}.")
 
 # %% ../nbs/11_data.ipynb #0181a1bb
 def split_names(

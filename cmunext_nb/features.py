@@ -52,7 +52,7 @@ def _choose(maps, channels, order, among):
     best = value(maps[pool].float()).argsort(descending=True, stable=True)[:channels].tolist()
     return [pool[i] for i in best], words
 
-# %% ../nbs/23_features.ipynb #cd6ed621
+# %% ../nbs/23_features.ipynb #05d780e9
 def _outputs(model, x, *layers):
     "What the layers give for normalised images x (N, in_channels, H, W), by name, each (N, C, H, W)."
     with untouched(model), watch(model, *layers) as seen, torch.no_grad(): model(x)
@@ -60,6 +60,7 @@ def _outputs(model, x, *layers):
         if out.ndim != 4: raise ValueError(f"The layer {name} gives shape {tuple(out.shape)}, which is no map (N, C, H, W). Look at another layer.")
     return {name: out.float().cpu() for name, out in seen.items()}
 
+# %% ../nbs/23_features.ipynb #cd6ed621
 def feature_maps(
     model, # any network
     image, # one image: path, array, PIL image or tensor, see `as_images`
@@ -77,7 +78,7 @@ def feature_maps(
     chosen, rule = _choose(maps, channels, order, among)
     return FeatureMaps(maps[chosen].numpy(), chosen, name, len(maps), rule, pixels[0].numpy())
 
-# %% ../nbs/23_features.ipynb #7a85ab84
+# %% ../nbs/23_features.ipynb #f9b00a10
 def _row(axes, look, limits, titles=True):
     "Maps into axes, with common limits; the last thing drawn, for a colour bar."
     for ax, values, channel in zip(axes, look.maps, look.channels):
@@ -85,6 +86,7 @@ def _row(axes, look, limits, titles=True):
         if titles: ax.set_title(f"{channel}", fontsize=8)
     return drawn
 
+# %% ../nbs/23_features.ipynb #7a85ab84
 def _draw_maps(
     look, # FeatureMaps; also its method `figure`
     limits=None, # (low, high) of the colours; None: the values' own, without the outermost hundredths
@@ -118,13 +120,19 @@ def _auc(
     total = inside.sum() * outside.sum()
     return float((inside * (below + outside / 2)).sum() / total) if total > 0 else float("nan")
 
-# %% ../nbs/23_features.ipynb #c96ddb5e
+# %% ../nbs/23_features.ipynb #87c32964
 def _shares(masks, size):
     "Masks (N, 1, H, W) as shares of the lesion in each cell of a coarser or equal map, (N, height * width)."
     m = torch.as_tensor(np.asarray(masks)).float()
     if m.ndim != 4 or m.shape[1] != 1: raise ValueError(f"masks of shape {tuple(m.shape)}: expected (N, 1, H, W), one for each image.")
     return nn.functional.adaptive_avg_pool2d((m > 0).float(), size).flatten(1)
 
+# %% ../nbs/23_features.ipynb #dfbe862f
+def _table_auc(maps, shares):
+    "AUC of maps (N, C, H, W) for shares (N, H * W), as (N, C)."
+    return torch.tensor([[_auc(channel, share) for channel in one.flatten(1)] for one, share in zip(maps, shares)], dtype=torch.float64)
+
+# %% ../nbs/23_features.ipynb #c96ddb5e
 def channel_auc(
     model, # any network
     images, # N images, see `as_images`
@@ -138,17 +146,14 @@ def channel_auc(
     maps = _outputs(model, x, name)[name]
     return _table_auc(maps, _shares(masks, maps.shape[-2:]))
 
-def _table_auc(maps, shares):
-    "AUC of maps (N, C, H, W) for shares (N, H * W), as (N, C)."
-    return torch.tensor([[_auc(channel, share) for channel in one.flatten(1)] for one, share in zip(maps, shares)], dtype=torch.float64)
-
-# %% ../nbs/23_features.ipynb #579bfc60
+# %% ../nbs/23_features.ipynb #254e618e
 def _held_out(scores):
     "The channel that is best on the first half of the images, and its AUC on the second half."
     first, second = scores[: len(scores) // 2].nanmean(0), scores[len(scores) // 2:].nanmean(0)
     best = int((first - 0.5).abs().nan_to_num(-1).argmax())
     return best, float(second[best] if first[best] >= 0.5 else 1 - second[best])
 
+# %% ../nbs/23_features.ipynb #579bfc60
 def layer_auc(
     model, # any network
     images, # N images, 2 or more, see `as_images`

@@ -23,11 +23,12 @@ def layer_names(
     "The names by which the parts of a network can be pointed at."
     return [name for name, _ in model.named_modules() if name and (depth is None or name.count(".") < depth)]
 
-# %% ../nbs/19_layers.ipynb #534eccf9
+# %% ../nbs/19_layers.ipynb #6b51c652
 def _known_layers(model):
     "Names worth listing in an error: the shortest ones, at most forty of them."
     return next((names for names in (layer_names(model, d) for d in (3, 2, 1)) if len(names) <= 40), layer_names(model, 1)[:40])
 
+# %% ../nbs/19_layers.ipynb #534eccf9
 def find_layer(
     model: nn.Module, # any network
     layer, # a name in `layer_names(model)`, or a module of the network
@@ -112,7 +113,7 @@ def as_images(
     x = preprocess(to_channels(pixels, channels), getattr(model, "preprocess", None) or "imagenet")
     return pixels, x.to(weight.device, weight.dtype if weight.is_floating_point() else torch.float32)
 
-# %% ../nbs/19_layers.ipynb #05a39dae
+# %% ../nbs/19_layers.ipynb #2d18bfcf
 def _map_sizes(model, x):
     "Each layer's output shape, (name, (C, H, W)), in the order in which the layers finish; layers without maps are left out."
     found, hooks = [], []
@@ -128,6 +129,7 @@ def _map_sizes(model, x):
         for hook in hooks: hook.remove()
     return found, logits.shape[1]
 
+# %% ../nbs/19_layers.ipynb #05a39dae
 def deepest_layer(
     model: nn.Module, # any network
     x: torch.Tensor, # normalised images (N, in_channels, H, W), see `as_images`
@@ -139,7 +141,7 @@ def deepest_layer(
     least = min(maps)[0]
     return found[max(i for area, i in maps if area == least)][0]
 
-# %% ../nbs/19_layers.ipynb #8f6ff37e
+# %% ../nbs/19_layers.ipynb #e2660fb4
 def _reset(module):
     "Fresh values for the module's own weights: by its own initialisation where it has one, otherwise its old values shuffled."
     reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
@@ -147,6 +149,7 @@ def _reset(module):
     for p in module.parameters(recurse=False):
         with torch.no_grad(): p.copy_(p.flatten()[torch.randperm(p.numel(), device=p.device)].view_as(p))
 
+# %% ../nbs/19_layers.ipynb #ef528b95
 @torch.no_grad()
 def _measure_norms(model, x):
     "Let every BatchNorm take mean and variance from the images x."
@@ -157,6 +160,7 @@ def _measure_norms(model, x):
     for m, momentum in zip(norms, before): m.momentum = momentum
     return model.eval()
 
+# %% ../nbs/19_layers.ipynb #8f6ff37e
 def randomized(
     model: nn.Module, # any network; it is copied
     images=None, # images as in `as_images`, for the running statistics of BatchNorm; None leaves them at mean 0, variance 1

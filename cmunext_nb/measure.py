@@ -10,13 +10,14 @@ import math
 import numpy as np
 from .plot import as_mask
 
-# %% ../nbs/24_measure.ipynb #0656ae11
+# %% ../nbs/24_measure.ipynb #af88c624
 def _spacing(pixel_size):
     "One number or (height, width) of a pixel, checked; (1, 1) for None."
     size = (1.0, 1.0) if pixel_size is None else tuple(map(float, np.broadcast_to(pixel_size, 2)))
     if not all(math.isfinite(s) and s > 0 for s in size): raise ValueError(f"pixel_size={pixel_size!r}: expected millimetres above 0, one number or (height, width).")
     return size
 
+# %% ../nbs/24_measure.ipynb #0656ae11
 def outline_length(
     mask, # (H, W), anything that `plot.as_mask` takes
     pixel_size=None, # mm, one number or (height, width) of a pixel; None measures in pixels
@@ -46,7 +47,7 @@ def diameters(
     across = np.ptp(hull @ np.array([-along[1], along[0]]))
     return float(between[i, j]), float(across), tuple(tuple(map(float, p / _spacing(pixel_size))) for p in (hull[i], hull[j]))
 
-# %% ../nbs/24_measure.ipynb #eaef01cb
+# %% ../nbs/24_measure.ipynb #7fdf6ceb
 def _measure_one(part, pixel_size):
     "The measures of one connected part (H, W)."
     (h, w), rows, columns = _spacing(pixel_size), *np.nonzero(part)
@@ -55,6 +56,7 @@ def _measure_one(part, pixel_size):
     return dict(area=float(len(rows) * h * w), share=len(rows) / part.size, outline=outline_length(part, pixel_size), diameter=long, across=across,
                 diameter_ends=ends, box=box, centre=(float(rows.mean()), float(columns.mean())))
 
+# %% ../nbs/24_measure.ipynb #eaef01cb
 def mask_measures(
     mask, # (H, W), anything that `plot.as_mask` takes
     pixel_size=None, # mm, one number or (height, width) of a pixel; None measures in pixels

@@ -158,13 +158,14 @@ def save_mask(
 
 Prediction.save = save_mask
 
-# %% ../nbs/16_predict.ipynb #a711bd22
+# %% ../nbs/16_predict.ipynb #3e5b2f15
 def _truth(result, truth):
     "A true mask (path, array, PIL image or tensor) as bool, checked against the prediction's shape."
     true = np.stack([read_mask(t) for t in truth]) if result.mask.ndim == 3 else read_mask(truth)
     if true.shape == result.mask.shape: return true > 0
     raise ValueError(f"The truth for {result.source} has shape {true.shape}, the prediction {result.mask.shape}: give a mask of the image's own size.")
 
+# %% ../nbs/16_predict.ipynb #a711bd22
 def score_mask(
     result, # Prediction; also its method `score`
     truth, # true mask: path, array (H, W), PIL image or tensor; several classes: one each
@@ -212,6 +213,7 @@ def show_mask(
         masks, truths = (m if m.ndim == 3 else m[None] for m in (result.mask, _truth(result, truth)))
         return show_predictions([_picture(result)] * len(masks), truths, masks, scores=score_mask(result, truth, classes=True)["iou"])
 
+# %% ../nbs/16_predict.ipynb #89cfaebf
 def _repr_png_(self):
     "The picture that a notebook shows."
     buffer = io.BytesIO()

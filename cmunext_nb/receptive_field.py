@@ -19,6 +19,15 @@ from .predict import network_channels
 
 # %% ../nbs/20_receptive_field.ipynb #abfcb37c
 _RULES = {}
+
+def _rule(*names):
+    "Make the decorated function what happens to a `Reach` in the functions of these names; its first argument is the run's own class."
+    def keep(function):
+        _RULES.update(dict.fromkeys(" ".join(names).split(), function))
+        return function
+    return keep
+
+# %% ../nbs/20_receptive_field.ipynb #5c02ef57
 _MOVES = set("""__get__ __getitem__ __setitem__ __len__ __bool__ __repr__ __format__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ all any allclose
     as_subclass atleast_1d broadcast_to chunk channel_shuffle clone contiguous detach dim diagonal element_size empty_like eq expand expand_as flatten
     flip full_like gather ge gt index_select is_complex is_contiguous is_floating_point isfinite isinf isnan item le lt moveaxis movedim narrow ndimension ne
@@ -26,6 +35,15 @@ _MOVES = set("""__get__ __getitem__ __setitem__ __len__ __bool__ __repr__ __form
     reshape reshape_as roll rot90 select size split stack split_with_sizes squeeze storage_offset stride swapaxes swapdims t take_along_dim tensor_split tile
     tolist transpose unbind unflatten unfold unsqueeze view view_as zeros_like""".split())
 
+# %% ../nbs/20_receptive_field.ipynb #646c2756
+def _unknown(function, run, *args, **kwargs):
+    "A function without a rule: its floats are taken to see everything."
+    out, name = function(*args, **kwargs), getattr(function, "__name__", "?")
+    if not isinstance(out, torch.Tensor) or not out.is_floating_point(): return out
+    run.through.add(f"{name}, which has no rule here")
+    return torch.full_like(out, math.inf)
+
+# %% ../nbs/20_receptive_field.ipynb #39b596eb
 class Reach(torch.Tensor):
     "Numbers of rows (or columns) that travel through a network in the place of an image; each function keeps the largest that it sees."
     @classmethod
@@ -35,20 +53,6 @@ class Reach(torch.Tensor):
         rule = _RULES.get(name) or (None if name in _MOVES else partial(_unknown, func))
         return super().__torch_function__(func if rule is None else partial(rule, cls), types, args, kwargs or {})
 
-def _rule(*names):
-    "Make the decorated function what happens to a `Reach` in the functions of these names; its first argument is the run's own class."
-    def keep(function):
-        _RULES.update(dict.fromkeys(" ".join(names).split(), function))
-        return function
-    return keep
-
-def _unknown(function, run, *args, **kwargs):
-    "A function without a rule: its floats are taken to see everything."
-    out, name = function(*args, **kwargs), getattr(function, "__name__", "?")
-    if not isinstance(out, torch.Tensor) or not out.is_floating_point(): return out
-    run.through.add(f"{name}, which has no rule here")
-    return torch.full_like(out, math.inf)
-
 # %% ../nbs/20_receptive_field.ipynb #08ade1b0
 @_rule("""abs alpha_dropout batch_norm bfloat16 celu clamp clamp_max clamp_min clip cos double dropout dropout1d dropout2d dropout3d elu erf exp
     feature_alpha_dropout feature_dropout float gelu half hardshrink hardsigmoid hardswish hardtanh leaky_relu log log1p log2 logsigmoid masked_fill mish neg __neg__
@@ -57,6 +61,7 @@ def _same(run, *args, **kwargs):
     "Number for number: the field stays as it is."
     return next(a for a in (*args, *kwargs.values()) if isinstance(a, Reach))
 
+# %% ../nbs/20_receptive_field.ipynb #465e0c03
 @_rule("""add addcmul atan2 div divide lerp maximum minimum mul multiply pow rsub sub subtract true_divide where
     __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __mul__ __rmul__ __imul__ __truediv__ __rtruediv__ __itruediv__ __pow__ __rpow__""")
 def _join(run, *args, **kwargs):
@@ -85,6 +90,7 @@ def _largest(run, x, size, stride, padding, dilation=1, ceil_mode=False):
         if new > 1: run.steps[new] = math.lcm(run.steps.get(new, 1), run.steps.get(old, 1) * s)
     return y
 
+# %% ../nbs/20_receptive_field.ipynb #26f994ad
 def _groups(x, groups):
     "The union of the channels of each group: one channel where they are alike."
     return x[:, :1] if x.stride(1) == 0 else x.unflatten(1, (groups, -1)).amax(2)
@@ -93,6 +99,7 @@ def _channels(x, channels):
     "Each group's channel as often as needed for so many channels."
     return x.expand(-1, channels, *x.shape[2:]) if x.shape[1] == 1 else x.repeat_interleave(channels // x.shape[1], 1)
 
+# %% ../nbs/20_receptive_field.ipynb #eabaa350
 @_rule("conv1d conv2d conv3d")
 def _conv(run, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     size, n = tuple(weight.shape[2:]), weight.ndim - 2
@@ -117,11 +124,6 @@ def _conv_transpose(run, input, weight, bias=None, stride=1, padding=0, output_p
     return _channels((F.max_pool1d, F.max_pool2d, F.max_pool3d)[n - 1](x, size, 1, 0, dilation), weight.shape[1] * groups)
 
 # %% ../nbs/20_receptive_field.ipynb #8f5c81df
-def _everything(run, like, what):
-    "A tensor that sees the whole map, or nothing where such branches are to be left out; `what` is noted."
-    run.through.add(what)
-    return like.new_full((1,) * like.ndim, 0.0 if run.local else math.inf).expand(like.shape)
-
 def _one(x): return x[:, :1] if x.stride(1) == 0 else x
 
 @_rule("max_pool1d max_pool2d max_pool3d")
@@ -138,6 +140,12 @@ def _max_unpool(run, input, indices, kernel_size, stride=None, padding=0, output
     k, s, p = (_many(v, 2) for v in (kernel_size, stride or kernel_size, padding))
     size = [(n - 1) * b + a - 2 * c for n, a, b, c in zip(input.shape[2:], k, s, p)]
     return F.interpolate(input, output_size[-2:] if output_size else size)
+
+# %% ../nbs/20_receptive_field.ipynb #e2d4ceaa
+def _everything(run, like, what):
+    "A tensor that sees the whole map, or nothing where such branches are to be left out; `what` is noted."
+    run.through.add(what)
+    return like.new_full((1,) * like.ndim, 0.0 if run.local else math.inf).expand(like.shape)
 
 @_rule("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d")
 def _adaptive_pool(run, input, output_size, return_indices=False):
@@ -175,6 +183,7 @@ def _layer_norm(run, input, normalized_shape, *args, **kwargs):
 @_rule("softmax log_softmax normalize")
 def _softmax(run, input, dim=1, *args, **kwargs): return input.amax(1 if dim is None else dim, keepdim=True).expand(input.shape)
 
+# %% ../nbs/20_receptive_field.ipynb #1f1d583d
 @_rule("linear")
 def _linear(run, input, weight, bias=None): return input.amax(-1, keepdim=True).expand(*input.shape[:-1], len(weight))
 
@@ -200,6 +209,7 @@ def _read_at(n, d, mode, size, scale_factor, antialias, **options):
     reach = {"bilinear": 1, "bicubic": 2}.get(mode, 0.5) * (max(1, n / len(at)) if antialias else 1)
     return (at - reach + 1e-6).ceil().long().clamp(0, n - 1), (at + reach - 1e-6).floor().long().clamp(0, n - 1)  # a weight of zero mixes nothing
 
+# %% ../nbs/20_receptive_field.ipynb #37c9ebb9
 @_rule("interpolate")
 def _interpolate(run, input, size=None, scale_factor=None, mode="nearest", align_corners=None, recompute_scale_factor=None, antialias=False):
     if mode == "area": return _adaptive_pool(run, input, F.interpolate(input[:1, :1], size, scale_factor).shape[2:])
@@ -214,6 +224,7 @@ def _interpolate(run, input, size=None, scale_factor=None, mode="nearest", align
 # %% ../nbs/20_receptive_field.ipynb #9e14f391
 class _Reached(Exception): "Carries the output of the layer at which the forward pass was stopped."
 
+# %% ../nbs/20_receptive_field.ipynb #7b72e120
 def run_to(
     model: nn.Module, # any network
     layer, # name or module, see `find_layer`; None runs to the end
@@ -244,6 +255,7 @@ def _travel(model, layer, size, axis, local):
     last, first = out.amax(1).select(2 - axis, out.shape[3 - axis] // 2)
     return n - first, last - 1, run
 
+# %% ../nbs/20_receptive_field.ipynb #3b3a3671
 def _travel_thin(model, layer, size, axis, local):
     "The same with as thin an image as the network takes."
     for thin in (16, 64):
@@ -469,6 +481,7 @@ def _around(erf, center):
     row, column = _place(center, erf.shape, "the field")
     return erf / erf.sum(), (torch.arange(erf.shape[0]) - row).abs()[:, None], (torch.arange(erf.shape[1]) - column).abs()[None]
 
+# %% ../nbs/20_receptive_field.ipynb #ad3dbac8
 def area_ratios(
     erf, # (H, W), from `effective_receptive_field`
     shares=(0.2, 0.3, 0.5, 0.99), # shares of the whole contribution, 0..1

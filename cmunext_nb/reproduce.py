@@ -104,6 +104,7 @@ def _protocols(model, best, valid, device):
     scores["last_mirror"] = _rounded(evaluate(_Mirrored(model), valid, device))
     return scores
 
+# %% ../nbs/49_reproduce.ipynb #7ca558cf
 class _Mirrored(torch.nn.Module):
     "A network asked twice, about the image and about its mirror image; the mean of the probabilities, as logits."
     def __init__(self, model):
@@ -123,13 +124,14 @@ def _columns(rows):
     keys = [k for k in ("epoch", "loss", "valid_loss", "iou", "f1", "iou_pooled", "f1_pooled", "seconds") if any(k in r for r in rows)]
     return {k: [round(r[k], 4) if k in r else None for r in rows] for k in keys}
 
-# %% ../nbs/49_reproduce.ipynb #f3ca1bd9
+# %% ../nbs/49_reproduce.ipynb #e8c7d045
 def _deadline(minutes):
     "A hook for `fit` that stops it when the minutes are over."
     if minutes is None: return None
     end = time.monotonic() + 60 * minutes
     return lambda run: time.monotonic() < end
 
+# %% ../nbs/49_reproduce.ipynb #f3ca1bd9
 def run_system(
     model: str, # name of a system
     train, valid, # SegmentationData
@@ -168,6 +170,7 @@ def load_results(
         except json.JSONDecodeError as error: raise ValueError(f"line {number} of {path} is no JSON ({error}): delete it, and the run is made again") from None
     return found
 
+# %% ../nbs/49_reproduce.ipynb #ce739f16
 def add_result(
     line: dict, # what `run_system` gave
     path, # file of lines

@@ -83,6 +83,11 @@ def _check_recipe(recipe):
         raise unknown_name("augmentation", recipe.augment, augmentations)
     return recipe
 
+# %% ../nbs/15_train.ipynb #90f83741
+def _cosine(a, b, t):
+    "From `a` at t = 0 to `b` at t = 1 along half a cosine."
+    return b + (a - b) * (1 + math.cos(math.pi * min(max(t, 0.0), 1.0))) / 2
+
 # %% ../nbs/15_train.ipynb #ef381b94
 def learning_rate(
     recipe, # Recipe: schedule, lr, power, warmup
@@ -97,10 +102,6 @@ def learning_rate(
     if step <= top: return _cosine(low, recipe.lr, step / top if top > 0 else 1.0)
     start = max(top, 0.0)
     return _cosine(recipe.lr, end, (step - start) / max(total - 1 - start, 1.0))
-
-def _cosine(a, b, t):
-    "From `a` at t = 0 to `b` at t = 1 along half a cosine."
-    return b + (a - b) * (1 + math.cos(math.pi * min(max(t, 0.0), 1.0))) / 2
 
 # %% ../nbs/15_train.ipynb #2f7a4f7d
 def pick_device(device=None, # torch.device or its name; None chooses
@@ -359,6 +360,7 @@ def _resized(data, scale):
     majority = lambda x: (F.interpolate(x.float(), size, mode="area") >= 0.5).byte()
     return (torch.cat([f(x) for x in t.split(64)]) for f, t in ((smooth, data.images), (majority, data.masks)))
 
+# %% ../nbs/15_train.ipynb #3c59d13d
 def _set_size(run):
     "Have the training images at the running epoch's size."
     scale = _scale(run)
@@ -474,6 +476,7 @@ def _descend(run, loss):
     run.scaler.step(run.optimizer)
     run.scaler.update()
 
+# %% ../nbs/15_train.ipynb #b456a9e5
 def _not_finite(run, index):
     "Put the model back to the last finished epoch and say where it went wrong."
     names = ", ".join(str(run.train.names[i]) for i in index[:8].tolist()) + (", ..." if len(index) > 8 else "")

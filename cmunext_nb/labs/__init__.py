@@ -43,11 +43,6 @@ def new_figure(
     with _house(): return Figure(figsize=(width, height), dpi=dpi, layout="none")
 
 # %% ../../nbs/39_labs.ipynb #c015823a
-def _version(model):
-    "A number that grows when weights or running statistics change: what a lab keeps of a network that learned on is made anew."
-    tensors = (*model.parameters(), *model.buffers()) if hasattr(model, "parameters") else ()
-    return id(model), sum(t._version for t in tensors)
-
 def png(
     figure, # matplotlib Figure
 ) -> bytes:
@@ -58,6 +53,12 @@ def png(
     with _house(): canvas.draw()
     Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+# %% ../../nbs/39_labs.ipynb #debfce64
+def _version(model):
+    "A number that grows when weights or running statistics change: what a lab keeps of a network that learned on is made anew."
+    tensors = (*model.parameters(), *model.buffers()) if hasattr(model, "parameters") else ()
+    return id(model), sum(t._version for t in tensors)
 
 # %% ../../nbs/39_labs.ipynb #f90de637
 class Panel:
@@ -197,40 +198,45 @@ def upload(
     return made
 
 # %% ../../nbs/39_labs.ipynb #7a1c20e5
-_ALT = "The lab's picture of your image. The sentence below says what is to be seen."
-_MESSENGER = """
+_FILES = """
 const address = buffers => URL.createObjectURL(new Blob(buffers, {type: "image/png"}))
-export default {
-  initialize({model}) {  // once a page
-    model.on("msg:custom", (content, buffers) => {
-      if (!content.file) return
-      const url = address(buffers)
-      Object.assign(document.createElement("a"), {href: url, download: content.file}).click()
-      setTimeout(() => URL.revokeObjectURL(url), 60000)  // by then it is on the disk
-    })
-  },
-  render({model, el}) {  // once for each place that shows the widget
-    const img = document.createElement("img"), stale = []
-    img.className = "widget-image"
-    const late = setTimeout(() => { img.alt = "The picture of your image was not saved with this notebook. Run the lab again to see one." }, 10000)
-    img.onload = () => stale.splice(0).forEach(url => URL.revokeObjectURL(url))  // pictures before would stay in the browser's memory
-    img.style.cssText = "width: 100%; height: 100%; object-fit: contain"
-    el.append(img)
-    const show = (content, buffers) => {
-      if (!content.alt) return
-      clearTimeout(late)
-      if (img.src) stale.push(img.src)
-      Object.assign(img, {src: address(buffers), alt: content.alt})
-    }
-    model.on("msg:custom", show)
-    model.send("ready")
-    return () => {
-      clearTimeout(late)
-      model.off("msg:custom", show)
-      for (const url of [img.src, ...stale]) URL.revokeObjectURL(url)
-    }
+
+function initialize({model}) {  // once a page
+  model.on("msg:custom", (content, buffers) => {
+    if (!content.file) return
+    const url = address(buffers)
+    Object.assign(document.createElement("a"), {href: url, download: content.file}).click()
+    setTimeout(() => URL.revokeObjectURL(url), 60000)  // by then it is on the disk
+  })
+}
+"""
+
+# %% ../../nbs/39_labs.ipynb #0391dcb0
+_ALT = "The lab's picture of your image. The sentence below says what is to be seen."
+_MESSENGER = _FILES + """
+function render({model, el}) {  // once for each place that shows the widget
+  const img = document.createElement("img"), stale = []
+  img.className = "widget-image"
+  const late = setTimeout(() => { img.alt = "The picture of your image was not saved with this notebook. Run the lab again to see one." }, 10000)
+  img.onload = () => stale.splice(0).forEach(url => URL.revokeObjectURL(url))  // pictures before would stay in the browser's memory
+  img.style.cssText = "width: 100%; height: 100%; object-fit: contain"
+  el.append(img)
+  const show = (content, buffers) => {
+    if (!content.alt) return
+    clearTimeout(late)
+    if (img.src) stale.push(img.src)
+    Object.assign(img, {src: address(buffers), alt: content.alt})
+  }
+  model.on("msg:custom", show)
+  model.send("ready")
+  return () => {
+    clearTimeout(late)
+    model.off("msg:custom", show)
+    for (const url of [img.src, ...stale]) URL.revokeObjectURL(url)
   }
 }
+
+export default {initialize, render}
 """
 
 # %% ../../nbs/39_labs.ipynb #7a1c20e6
@@ -368,6 +374,7 @@ def _stop_saving(self):
         self._unsaved, self.picture.value = self.shown, b""
         self._place.children = [self.messenger]
 
+# %% ../../nbs/39_labs.ipynb #b83f14e7
 def _show(self, picture):
     "Hand the bytes of a PNG to the page."
     with _SHOWING:
@@ -380,6 +387,7 @@ def _show_again(self):
     "A view of the messenger has appeared on a page. The answer may come from another thread, and must not overtake a newer picture."
     with _SHOWING: self.show(self.shown)
 
+# %% ../../nbs/39_labs.ipynb #18a06c93
 def _blank(self):
     "An empty picture: what showed an image that is to be forgotten is gone, whatever is drawn next."
     with _DRAWING, _SHOWING:

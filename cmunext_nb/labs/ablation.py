@@ -102,6 +102,7 @@ def _draw_boxes(sheet, facts, marks, show):
         sheet.write(f"{fact.channels} ch.", x + w - 7, y + 12, 10, "muted", align=1)
         sheet.write(_inside(fact, show), x + 7, y + 29, 10.5)
 
+# %% ../../nbs/50_ablation.ipynb #61ffc6a4
 def _draw_arrows(sheet):
     "The way through the U, and the skips."
     (ex, ey, ew, eh), middle = _place("encoder.0"), lambda a, b: (max(a[0], b[0]) + min(a[0] + a[2], b[0] + b[2])) / 2
@@ -126,6 +127,7 @@ def _draw_u(sheet, row, against, show):
         sheet.frame((12, y - 7, 18, 14), frame, width)
         sheet.write(f"{mark}{text} than in {ROWS[against][0]}", 38, y, 10.5)
 
+# %% ../../nbs/50_ablation.ipynb #1f161fab
 def draw_row(
     row: str, # a name in `ROWS`
     against: str, # the row that it is compared with
@@ -146,6 +148,7 @@ def _schedules(lines):
         found.setdefault(f"{s['data']}, {s['recipe']}{changes}, {s['epochs']} epochs, {s['size']} px", (s["data"], {}))[1][s["model"]] = s
     return dict(sorted(found.items(), key=lambda item: -len(item[1][1])))
 
+# %% ../../nbs/50_ablation.ipynb #874de2fe
 def _ours(self,
     name, # a name in `ROWS`
     dataset, runs, score, # values of the controls
@@ -170,6 +173,7 @@ def _bars(sheet, y, facts, top):
     for shift, value, color in ((-8, facts.bottleneck, "accent2"), (1, max(facts.logits), "line")): sheet.bar((x, y + shift, 80 * value / top["field"], 7), color)
     sheet.write(f"{facts.bottleneck}, {' / '.join(map(str, facts.logits))}", x + 80 * max(facts.logits) / top["field"] + 5, y, 10.5)
 
+# %% ../../nbs/50_ablation.ipynb #e97b27b6
 def _marks(sheet, y, ours, theirs, ends):
     "Our IoU as a filled mark, the paper's as a hollow one, each with its number or with what is missing."
     x, (low, high) = _COLUMNS["iou"][0], ends
@@ -199,6 +203,7 @@ def _change(new, old):
     "How much more or less, in percent."
     return f"{100 * (new / old - 1):+.1f} %" if new != old else "the same"
 
+# %% ../../nbs/50_ablation.ipynb #cb270fb7
 def _score_words(self, name, dataset, **state):
     "The result of a row: ours, and the paper's."
     ours, theirs = self.ours(name, dataset=dataset, **state), self.theirs(name, dataset)

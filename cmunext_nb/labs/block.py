@@ -486,6 +486,7 @@ def _use(self, pixels, grid):
     "Put an image that is small already in the place of another."
     self.pixels, self.grid, self._entered, self._last = pixels, grid, {}, (None, None, None)
 
+# %% ../../nbs/40_block_lab.ipynb #7f4049a0
 def _run(self, kernel, kernel_size, channels, expansion, residual):
     "The block that is asked for, and all of its steps."
     key = (kernel, kernel_size, channels, expansion, residual)

@@ -62,7 +62,7 @@ def _controls(self, x):
 
 GradCAMLab._controls = _controls
 
-# %% ../../nbs/42_gradcam_lab.ipynb #bde84bef
+# %% ../../nbs/42_gradcam_lab.ipynb #9bdef07c
 def _recent(store, key, make, most):
     "`make()` once for each key; the oldest entries beyond so many are dropped."
     if key not in store:
@@ -70,6 +70,7 @@ def _recent(store, key, make, most):
         while len(store) > most: del store[next(iter(store))]
     return store[key]
 
+# %% ../../nbs/42_gradcam_lab.ipynb #bde84bef
 def _looks(self, scan):
     "One pass of each network over an image, with all layers of the menu watched."
     key = scan, _version(self.model), _version(self.twin)
@@ -120,6 +121,7 @@ def _worth_bars(figure, cam, twin):
         figure.text(0.08, y + 0.0275, name, ha="right", va="center", fontsize=8)
         figure.text(0.09 + long, y + 0.0275, _short(c.raw_max), va="center", fontsize=8)
 
+# %% ../../nbs/42_gradcam_lab.ipynb #79de78b0
 def _curve_panel(figure, curves):
     "Deletion curves, or a word that they are off."
     if curves is None: return figure.text(0.715, 0.2, "deletion curve: switched off, it takes 18 passes", ha="center", color=COLORS["muted"], fontsize=8.5)
@@ -170,6 +172,7 @@ def _forget_pixels(self):
     self.pixels, self.names, self.masks = self._given, self.names[:self.own], self.masks[:self.own]
     for store in (self._passes, self._answers, self._curves): store.clear()
 
+# %% ../../nbs/42_gradcam_lab.ipynb #7ce36716
 def _menu_of(self, chosen):
     "Write the menu of images anew and choose one; an image without a true mask is asked about its predicted mask."
     self._quiet = True

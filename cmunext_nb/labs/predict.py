@@ -67,6 +67,7 @@ def _result(self, scan=None, threshold=None, mirror=None, **_):
         self._answers[scan, mirror] = version, answer
     return self._answers[scan, mirror][1].at(state["threshold"] if threshold is None else threshold)
 
+# %% ../../nbs/44_predict_lab.ipynb #e909c148
 def _parts(self, result, pixel_size):
     "The measures of a mask; picture and sentence of one movement share them."
     if self._measured[0] is not result.probability or self._measured[1:3] != (result.threshold, pixel_size):
@@ -92,6 +93,7 @@ def _outlined(result, truth):
     out[outline(result.mask, max(1, round(min(result.mask.shape) / 128)))] = rgb("prediction")
     return out
 
+# %% ../../nbs/44_predict_lab.ipynb #cf0e1c4c
 def _histogram(ax, p, threshold):
     "How many pixels have which probability, the mask's share coloured."
     counts, bins = np.histogram(p, 50, (0, 1))  # drawn as powers of ten on a plain axis: ticks of a logarithmic one are slow
@@ -151,6 +153,7 @@ def _forget_pixels(self):
     self._answers, self._measured = {k: v for k, v in self._answers.items() if k[0] < len(self.scans)}, (None,) * 4
     self.link.value = ""
 
+# %% ../../nbs/44_predict_lab.ipynb #25c97c7e
 def _menu(self, chosen):
     "Write the menu anew and choose one entry, with one picture."
     self._quiet = True

@@ -92,6 +92,15 @@ def _plans(image_size, window, dim, depths, heads, drop_path):
         raise ValueError(f"Each stage's channels must be a multiple of its heads; got (channels, heads) {bad}. Change dim={dim} or heads.")
     return [(dim * 2**i, h, window, max(side // 4 // 2**i, 1), p) for i, (h, p) in enumerate(zip(heads, _drop_paths(drop_path, depths)))]
 
+# %% ../../nbs/zoo/swin_unet.ipynb #a79e9820
+def _down(encoder, x):
+    "The map at the bottom of the encoder, and what each of its stages keeps for the decoder."
+    skips = []
+    for stage in encoder:
+        x, skip = stage(x)
+        skips.append(skip)
+    return x, skips
+
 # %% ../../nbs/zoo/swin_unet.ipynb #a21555b3
 class SwinUnet(nn.Module):
     "Images (N, in_channels, H, W) to logits (N, num_classes, H, W), any H, W >= 16. Cao et al. 2022."
@@ -116,11 +125,8 @@ class SwinUnet(nn.Module):
 
     def forward(self, x):
         if not _recording(): check_input(x, self.in_channels)
-        (h, w), skips = x.shape[-2:], []
-        x = self.stem_norm(self.stem(F.pad(x, (0, -w % 4, 0, -h % 4))).movedim(1, -1))
-        for stage in self.encoder:
-            x, skip = stage(x)
-            skips.append(skip)
+        h, w = x.shape[-2:]
+        x, skips = _down(self.encoder, self.stem_norm(self.stem(F.pad(x, (0, -w % 4, 0, -h % 4))).movedim(1, -1)))
         x = self.bottleneck_norm(x)
         for stage, skip in zip(self.decoder, skips[-2::-1]): x = stage(x, skip)
         return self.head(self.last(self.decoder_norm(x)).movedim(-1, 1))[..., :h, :w]
