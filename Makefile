@@ -56,7 +56,7 @@ test-python: $(VENV)/.dev  ## the tests that would clutter a notebook
 	CMUNEXT_QUIET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-labs: $(VENV)/.dev  ## the labs under the ipywidgets of Colab (7.7); the tests above run them under the newest
-	CMUNEXT_QUIET=1 OMP_NUM_THREADS=1 $(BIN)/python .ci/old_widgets.py tests/test_lab*.py
+	CMUNEXT_QUIET=1 OMP_NUM_THREADS=1 $(BIN)/python .ci/old_widgets.py --workers $(WORKERS) tests/test_lab*.py
 
 test-colab: $(VENV)/.dev  ## the notebooks that are meant for Colab, with its versions and without the checkout (some 10 minutes; `make test` leaves it out)
 	$(BIN)/python .ci/colab_like.py

@@ -41,13 +41,14 @@ def main():
     parser.add_argument("names", nargs="*", type=Path, help="tests and notebooks; those of the labs where none is named")
     parser.add_argument("--version", default="7.7.1")
     parser.add_argument("--folder", type=Path, help="keep the old ipywidgets here")
+    parser.add_argument("--workers", type=int, default=1, help="tests at a time")
     args = parser.parse_args()
     names = args.names or [*sorted((ROOT / "tests").glob("test_lab*.py")), *sorted((ROOT / "nbs").glob("39_*.ipynb")), *sorted((ROOT / "nbs").glob("4?_*lab*.ipynb")), *sorted((ROOT / "nbs").glob("50_*.ipynb"))]
     tests, notebooks = [n for n in names if n.suffix == ".py"], [n.resolve() for n in names if n.suffix == ".ipynb"]
     with tempfile.TemporaryDirectory() as temporary:
         env = old_environment(args.folder or temporary, args.version)
         print(f"ipywidgets {args.version}: {len(tests)} files of tests, {len(notebooks)} notebooks", flush=True)
-        if tests: subprocess.run([sys.executable, "-m", "pytest", "-q", "-W", "ignore::DeprecationWarning", *tests], cwd=ROOT, env=env, check=True)
+        if tests: subprocess.run([sys.executable, "-m", "pytest", "-q", "-n", str(args.workers), "--dist", "loadfile", "-W", "ignore::DeprecationWarning", *tests], cwd=ROOT, env=env, check=True)
         os.environ.update(env, OLD_WIDGETS=args.version)
         for notebook in notebooks:
             run(notebook)

@@ -5,7 +5,7 @@ ever took, less what it took before the first call. Both are fitted as a power o
 `predict_tiled` on an image of that side, with all its memory counted, PyTorch's own included; the engine reads an ONNX file, as it would
 where the network is used, since exporting takes memory of its own. 0 leaves it out. Prints JSON.
 """
-import argparse, json, math, resource, statistics, subprocess, sys, tempfile, time
+import argparse, json, math, os, resource, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import torch
@@ -44,7 +44,7 @@ def tiled(file, engine, side, threads, tile):
     net, before = deploy(file, engine), memory()
     start = time.perf_counter()
     mask = predict_tiled(net, image, tile=tile).mask
-    return dict(side=side, tile=tile, engine=engine, seconds=round(time.perf_counter() - start, 1), peak_memory_mb=round(memory()), before_mb=round(before), mask_share=round(float(mask.mean()), 4))
+    return dict(side=side, tile=tile, engine=engine, seconds=round(time.perf_counter() - start, 1), peak_memory_mb=round(memory()), before_mb=round(before), mask_share=round(float(mask.mean()), 4), load=round(os.getloadavg()[0], 1))
 
 
 def exponent(rows, key):
@@ -56,7 +56,7 @@ def exponent(rows, key):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("threads", 2), ("tiled", 8192), ("tile", 960)): parser.add_argument(f"--{name}", type=int, default=value)
+    for name, value in (("threads", 2), ("tiled", 8192), ("tile", 832)): parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--engines", nargs="+", default=["eager", "openvino"])
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
