@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import cmunext_nb
 from .plot import COLORS, SIZES, as_mask, overlay, show_image
-from .paper import TABLE2
+from .paper import TABLE2, TABLE3
 from .predict import predict
 from .reproduce import load_results, summarise
 
@@ -123,8 +123,8 @@ def tradeoff_points(
     "Each network's measured cost, and its IoU: the one that the paper prints, or that of a training of ours."
     networks, unit = (costs or load_costs())["networks"], COSTS[cost][1]
     iou = {n: p["iou"][data] for n, p in TABLE2.items()} if iou is None else iou
-    label = lambda n: TABLE2[n]["label"] if n in TABLE2 else n.replace("_", " ")
-    return [dict(name=label(n), x=networks[n][cost] / unit, y=y, own=n.startswith("cmunext")) for n, y in iou.items() if n in networks]
+    labels = {**TABLE3, **TABLE2}
+    return [dict(name=labels[n]["label"] if n in labels else n, x=networks[n][cost] / unit, y=y, own=n.startswith("cmunext")) for n, y in iou.items() if n in networks]
 
 # %% ../nbs/51_comparison.ipynb #82fcbf4b
 def _axes(rows, columns, size, **options):
