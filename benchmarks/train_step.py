@@ -4,6 +4,9 @@ Both steps run in this one process, in turns, on the same batch size and image s
 something on a machine whose clock and load vary. The plain step is what a first version of a training script does: a batch that is
 ready in float32, forward, loss, backward, SGD. The step of `fit` does all of its own work: it takes uint8 images, augments,
 normalises, and trains by the recipe, with mixed precision where the machine has it. Prints JSON; absolute times belong to the machine.
+
+With `--device cuda` a third way runs beside them: `fit` with its steps recorded as a CUDA graph, as it does by itself on a GPU. The set is on
+the card, and `network_s` is the time of the network's own kernels in a step (forward, loss and backward, recorded and played back alone).
 """
 import argparse, json, statistics, time
 from pathlib import Path
@@ -11,7 +14,7 @@ from pathlib import Path
 import torch
 from cmunext_nb.loss import BCEDiceLoss
 from cmunext_nb.model import create_model
-from cmunext_nb.train import _batches, get_recipe, start_run, train_step
+from cmunext_nb.train import _batches, _forward, get_batch, get_recipe, start_run, train_step
 from cmunext_nb.weights import preprocess, to_channels
 
 from machine import machine
@@ -52,6 +55,60 @@ def measure(name, args):
     return report(seconds, run)
 
 
+def wait(): torch.cuda.synchronize()
+
+
+def lap(call, rounds):
+    "Seconds of one of so many calls, with the GPU at rest before and after."
+    wait()
+    start = time.perf_counter()
+    for _ in range(rounds): call()
+    wait()
+    return (time.perf_counter() - start) / rounds
+
+
+def epoch_of(run, rounds):
+    "A function that makes one step after another, as an epoch of `fit` does, each naming the next batch."
+    batches = _batches(run)
+    def step():
+        run.following, run.epoch = batches[(run.step + 1) % len(batches)], 0
+        train_step(run, batches[run.step % len(batches)])
+        run.images_seen = 1  # never the first step of an epoch
+        if run.step == run.steps - 1: run.step = 0
+    return step
+
+
+def network_alone(run):
+    "A recording of forward, loss and backward, without augmentation, optimizer and average."
+    x, masks = get_batch(run, _batches(run)[0])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run.optimizer.zero_grad(set_to_none=True)
+        _forward(run, x, masks).backward()
+    return graph.replay
+
+
+def measure_cuda(name, args):
+    "Median seconds of a plain step, of `fit` launched and recorded, and of the network's kernels, in turns; and the largest memory."
+    torch.cuda.reset_peak_memory_stats()
+    data = blobs(args.batch_size * 8, args.size)
+    recipe = get_recipe(args.recipe, batch_size=args.batch_size, sizes=None, **dict(amp=args.amp) if args.amp else {})
+    runs = {k: start_run(create_model(name), data, recipe=recipe, device="cuda", cuda_graph=k == "fit") for k in ("launched", "fit")}
+    model = create_model(name).train().cuda()
+    x, masks = preprocess(to_channels(data[0][:args.batch_size], 3)).cuda(), data[1][:args.batch_size].float().cuda()
+    loss_fn, optimizer = BCEDiceLoss(), torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=1e-4)
+    steps = dict(plain=lambda: plain_step(model, x, masks, loss_fn, optimizer), **{k: epoch_of(run, args.rounds) for k, run in runs.items()})
+    for step in steps.values(): lap(step, 8)
+    steps["network"] = network_alone(runs["fit"])
+    seconds = {k: [] for k in steps}
+    for _ in range(args.rounds):
+        for kind, step in steps.items(): seconds[kind].append(lap(step, 20))
+    median = {f"{k}_s": round(statistics.median(v), 6) for k, v in seconds.items()}
+    recorded = runs["fit"].cuda_graph and any(not isinstance(r, int) for r in runs["fit"].recorded.values())
+    return dict(median, ratio=round(median["fit_s"] / median["plain_s"], 3), share_of_network=round(median["network_s"] / median["fit_s"], 3), recorded=recorded,
+                images_per_second=round(args.batch_size / median["fit_s"]), precision=str(runs["fit"].dtype)[6:], memory_mb=round(torch.cuda.max_memory_allocated() / 1e6))
+
+
 def report(seconds, run):
     "Medians, their spread, and the ratio."
     median = {k: statistics.median(v) for k, v in seconds.items()}
@@ -67,10 +124,13 @@ def main():
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--amp", help="instead of the recipe's: auto, bf16, fp16 or off")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     args = parser.parse_args()
-    result = dict(machine=machine(), batch_size=args.batch_size, size=args.size, recipe=args.recipe,
-                  models={name: measure(name, args) for name in args.models})
+    about, how = (dict(machine(), gpu=torch.cuda.get_device_name()), measure_cuda) if args.device == "cuda" else (machine(), measure)
+    result = dict(machine=about, batch_size=args.batch_size, size=args.size, recipe=args.recipe,
+                  models={name: how(name, args) for name in args.models})
     text = json.dumps(result, indent=2)
     print(text)
     if args.out: args.out.write_text(text + "\n")

@@ -7,7 +7,7 @@ __all__ = ['recipes', 'Recipe', 'get_recipe', 'learning_rate', 'pick_device', 'c
            'WeightAverage', 'evaluate', 'History', 'Run', 'start_run', 'get_batch', 'train_step', 'fit', 'main']
 
 # %% ../nbs/15_train.ipynb #f984a8f2
-import argparse, copy, hashlib, json, math, os, sys, time, warnings, zlib
+import argparse, copy, hashlib, inspect, json, math, os, sys, time, warnings, zlib
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.util import find_spec
@@ -147,6 +147,8 @@ def _layout(device, amp=True):
     return torch.contiguous_format if exact or torch.device(device).type == "mps" else torch.channels_last
 
 # %% ../nbs/15_train.ipynb #2aa76fd6
+def _tensors(model): return [*model.parameters(), *model.buffers()]
+
 class WeightAverage:
     "An exponential moving average of a model's weights and running statistics, kept as a second model."
     def __init__(self, model: nn.Module, decay: float = 0.995):
@@ -159,9 +161,11 @@ class WeightAverage:
     ):
         "Move the average a little towards the model."
         share = 1 - min(self.decay, (1 + step) / (10 + step))
-        for mine, new in zip(self.model.state_dict().values(), model.state_dict().values()):
-            if mine.is_floating_point(): mine.lerp_(new, share)
-            else: mine.copy_(new)
+        pairs = list(zip(_tensors(self.model), _tensors(model)))
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_(*map(list, zip(*floats)), share)  # all tensors in few launches, which counts on a GPU
+        for mine, new in pairs:
+            if not mine.is_floating_point(): mine.copy_(new)
 
 # %% ../nbs/15_train.ipynb #91f14989
 def _as_data(data, what):
@@ -320,6 +324,11 @@ class Run:
     images_seen: int = 0 # in the running epoch
     quiet: bool = True # print nothing
     draws: bool | None = None # does the network draw random numbers, as dropout does? None until a step has shown it
+    cuda_graph: bool = False # record a step on the GPU and play it back
+    recorded: dict = field(default_factory=dict) # shape of a batch -> steps seen so far, then the recorded step
+    following: object = None # indices of the next batch, where they are known
+    ahead: tuple | None = None # (number of a step, its indices, its batch), prepared while the GPU was busy
+    beside: object = None # the GPU's stream in which that is done
     rank: int = 0 # number of this process
     world: int = 1 # processes
 
@@ -365,18 +374,28 @@ def _set_size(run):
     "Have the training images at the running epoch's size."
     scale = _scale(run)
     if getattr(run, "scale", None) == scale: return
-    run.scale = scale
+    run.scale, run.ahead = scale, None
+    run.recorded.clear()
     run.images, run.masks = _resized(run.train, scale)
     if run.device.type == "cuda" and sum(t.numel() for t in (run.images, run.masks)) < 4e9:  # bytes; the whole set on the card: no copy in a step
         run.images, run.masks = run.images.to(run.device), run.masks.to(run.device)
 
 # %% ../nbs/15_train.ipynb #8a291f7e
-def _make_optimizer(model, recipe):
-    "SGD with momentum as in the paper, or AdamW that spares biases and norms from weight decay."
+def _make_optimizer(model, recipe, recordable=False):
+    "SGD with momentum as in the paper, or AdamW that spares biases and norms from weight decay; `recordable` by a CUDA graph."
     weights = [p for p in model.parameters() if p.requires_grad]
-    if recipe.optimizer == "sgd": return torch.optim.SGD(weights, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
+    rate = torch.tensor(recipe.lr, device=weights[0].device) if recordable else recipe.lr
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(weights, rate, recipe.momentum, weight_decay=recipe.weight_decay, **dict(fused=True) if recordable else {})
     groups = [dict(params=[p for p in weights if p.ndim > 1]), dict(params=[p for p in weights if p.ndim <= 1], weight_decay=0.0)]
-    return torch.optim.AdamW(groups, recipe.lr, weight_decay=recipe.weight_decay)
+    return torch.optim.AdamW(groups, rate, weight_decay=recipe.weight_decay, **dict(fused=True, capturable=True) if recordable else {})
+
+def _set_rate(run):
+    "The rate of this step. Where steps are recorded it is a number on the GPU, which a recorded step reads anew."
+    run.lr = learning_rate(run.recipe, run.step, run.steps)
+    for group in run.optimizer.param_groups:
+        if torch.is_tensor(group["lr"]): group["lr"].fill_(run.lr)
+        else: group["lr"] = run.lr
 
 def _join(device):
     "Join the other processes if torchrun started several: this process's number, and how many there are."
@@ -388,12 +407,17 @@ def _join(device):
     return dist.get_rank(), dist.get_world_size()
 
 # %% ../nbs/15_train.ipynb #39575da2
+def _fused_sgd():
+    "Has this torch (2.3 or later) an SGD whose rate a CUDA graph can read?"
+    return "fused" in inspect.signature(torch.optim.SGD).parameters
+
 def _equip(run):
     "Add what a run carries beside its numbers: loss, optimizer, average, and the wrapper that shares gradients."
     run.loss_fn = BCEDiceLoss(run.recipe.bce_weight, validate=False)  # the masks have been checked once
-    run.optimizer = _make_optimizer(run.model, run.recipe)
     scaler = getattr(torch.amp, "GradScaler", None) or torch.cuda.amp.GradScaler  # it moved in torch 2.3
     run.scaler = scaler() if run.dtype == torch.float16 and run.device.type == "cuda" else None
+    run.cuda_graph = run.cuda_graph and run.device.type == "cuda" and run.world == 1 and not run.scaler and _fused_sgd()
+    run.optimizer = _make_optimizer(run.model, run.recipe, run.cuda_graph)
     run.net = run.model
     if run.world > 1:  # the wrapper also gives all processes the first one's weights to begin with
         ids = [run.device.index] if run.device.type == "cuda" else None
@@ -410,6 +434,7 @@ def start_run(
     seed=41, # of the order and the augmentation
     device=None, # see `pick_device`
     out=None, # folder of the files
+    cuda_graph=False, # record a step on the GPU and play it back
 ) -> Run:
     "Check everything and set up a training, without a first step."
     recipe, device = get_recipe(recipe), pick_device(device)
@@ -421,17 +446,18 @@ def start_run(
     if len(train.images) < world: raise ValueError(f"{len(train.images)} training images are too few for {world} processes")
     model.to(device, memory_format=_layout(device, recipe.amp))
     dtype, out = pick_precision(device, recipe.amp), out and Path(out)
-    return _equip(Run(model, recipe, train, valid, seed, device, dtype, out, rank=rank, world=world))
+    return _equip(Run(model, recipe, train, valid, seed, device, dtype, out, rank=rank, world=world, cuda_graph=cuda_graph))
 
 # %% ../nbs/15_train.ipynb #dbb1f419
 def get_batch(
     run, # Run
     index, # which training images
+    step=None, # number of the step, which seeds the augmentation; None: the next one
 ):
     "The network's input (N, in_channels, H, W), float and normalised, and its masks: augmented and prepared on the device."
     images, masks = run.images[index].to(run.device), run.masks[index].to(run.device)
     if run.recipe.augment is not None:
-        generator = torch.Generator().manual_seed(_seed(run.seed, "augment", run.step, run.rank))
+        generator = torch.Generator().manual_seed(_seed(run.seed, "augment", run.step if step is None else step, run.rank))
         images, masks = augment(images, masks, run.recipe.augment, generator)
     x = preprocess(to_channels(images, _in_channels(run.model)), getattr(run.model, "preprocess", "imagenet"))
     return x.contiguous(memory_format=_layout(run.device, run.recipe.amp)), masks.float()
@@ -488,6 +514,67 @@ def _not_finite(run, index):
                              f"The model holds the weights of the end of epoch {run.epoch} and no file was touched. "
                              "Look at these images, or try a lower lr, clip=1.0 or amp=False")
 
+# %% ../nbs/15_train.ipynb #1418583b
+def _forward(run, x, masks):
+    "The loss of a batch, as a tensor."
+    with _own_numbers(run, "dropout", run.step, run.rank), _autocast(run.device, run.dtype): logits = run.net(x)
+    return run.loss_fn(logits.float(), masks)
+
+class _Recorded:
+    "Forward, loss, backward and optimizer of one step on the GPU, as a single launch."
+    def __init__(self, run, x, masks):
+        self.x, self.masks, self.graph = torch.empty_like(x), torch.empty_like(masks), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # other threads may go on using the GPU
+            loss = _forward(run, self.x, self.masks)
+            _descend(run, loss)
+        self.loss = loss.detach()
+
+    def __call__(self, x, masks):
+        self.x.copy_(x)
+        self.masks.copy_(masks)
+        self.graph.replay()
+        return self.loss
+
+# %% ../nbs/15_train.ipynb #892d3862
+def _recording_of(run, x, masks):
+    "The recorded step for a batch of this shape, or None: too early, or not possible."
+    if not run.cuda_graph or run.draws is not False or run.images_seen == 0: return None
+    found = run.recorded.get(x.shape, 0)
+    if found == 3:
+        try: found = _Recorded(run, x, masks)
+        except RuntimeError:  # it asked for a value, which a recording cannot know
+            run.cuda_graph = False
+            run.recorded.clear()
+            run.optimizer.zero_grad(set_to_none=True)
+            return None
+    run.recorded[x.shape] = found if isinstance(found, _Recorded) else found + 1
+    return found if isinstance(found, _Recorded) else None
+
+# %% ../nbs/15_train.ipynb #23d22124
+def _ready_batch(run, index):
+    "The batch of this step, prepared during the last one where that was possible."
+    ahead, run.ahead = run.ahead, None
+    if not (ahead and ahead[0] == run.step and ahead[1] is index): return get_batch(run, index)
+    here = torch.cuda.current_stream()
+    here.wait_stream(run.beside)
+    for t in ahead[2]: t.record_stream(here)  # its memory is in use here too
+    return ahead[2]
+
+def _look_ahead(run):
+    "On a GPU, prepare the next batch, which the epoch has named."
+    if not run.cuda_graph or run.following is None: return
+    run.beside = run.beside or torch.cuda.Stream()
+    with torch.cuda.stream(run.beside): run.ahead = run.step + 1, run.following, get_batch(run, run.following, run.step + 1)
+
+def _number(loss, meanwhile):
+    "The value of a tensor, waiting for nothing that is asked for after it."
+    if loss.device.type != "cuda": return loss.item()
+    number, done = loss.detach().to("cpu", non_blocking=True), torch.cuda.Event()
+    done.record()
+    meanwhile()
+    done.synchronize()
+    return number.item()
+
 # %% ../nbs/15_train.ipynb #38b84cb9
 def train_step(
     run, # Run
@@ -496,16 +583,16 @@ def train_step(
     "One step: batch, forward, loss, backward, optimizer, average. Raises FloatingPointError before a loss that is not finite can do harm."
     run.model.train()  # a hook may have left it in eval mode
     _set_size(run)
-    run.lr = learning_rate(run.recipe, run.step, run.steps)
-    for group in run.optimizer.param_groups: group["lr"] = run.lr
-    x, masks = get_batch(run, index)
-    with _own_numbers(run, "dropout", run.step, run.rank), _autocast(run.device, run.dtype): logits = run.net(x)
-    loss = run.loss_fn(logits.float(), masks)
-    run.loss = loss.item()
+    _set_rate(run)
+    batch = _ready_batch(run, index)
+    played = _recording_of(run, *batch)
+    loss = played(*batch) if played else _forward(run, *batch)
+    if played and run.average: run.average.update(run.model, run.step + 1)
+    run.loss = _number(loss, lambda: _look_ahead(run))
     if not math.isfinite(run.loss): _not_finite(run, index)
-    _descend(run, loss)
+    if not played: _descend(run, loss)
     run.step += 1
-    if run.average: run.average.update(run.model, run.step)
+    if run.average and not played: run.average.update(run.model, run.step)
     run.loss_sum, run.images_seen = run.loss_sum + run.loss * len(index), run.images_seen + len(index)
     return run.loss
 
@@ -536,13 +623,19 @@ def _about(run):
                 training_set=data(run.train), validation_set=data(run.valid))
 
 # %% ../nbs/15_train.ipynb #208fe3da
+def _restore_optimizer(run, saved):
+    "The optimizer's memory, whatever device it was written on: how it computes stays a matter of this one."
+    own = ("lr", "fused", "capturable", "foreach")
+    groups = [{**theirs, **{k: ours[k] for k in own if k in ours}} for theirs, ours in zip(saved["param_groups"], run.optimizer.param_groups)]
+    run.optimizer.load_state_dict(dict(saved, param_groups=groups))
+
 def _restore(run, state, where):
     "Continue from a snapshot, or say which part of the setting differs."
     differs = [f"{k} was {state['about'].get(k)!r} and is now {v!r}" for k, v in run.about.items() if state["about"].get(k) != v]
     if differs: raise ValueError(f"{where} belongs to another training: {'; '.join(differs)}. "
                                  "Go on with the old setting, or use resume=False to start anew there, or another out folder")
     run.model.load_state_dict(state["model"])
-    run.optimizer.load_state_dict(state["optimizer"])
+    _restore_optimizer(run, state["optimizer"])
     if run.average: run.average.model.load_state_dict(state["average"])
     if run.scaler and state["scaler"]: run.scaler.load_state_dict(state["scaler"])
     run.epoch, run.step, run.loss_sum, run.images_seen = (state[k] for k in ("epoch", "step", "loss_sum", "images_seen"))
@@ -606,7 +699,7 @@ def _validate(run):
     for prefix, model in models.items():
         try:
             with _own_numbers(run, "validation", run.step, run.rank):
-                scores = _scores(*_count(model, run.valid, run.device, run.dtype, run.loss_fn, 16, run.rank, run.world))
+                scores = _scores(*_count(model, run.valid, run.device, run.dtype, run.loss_fn, 64 if run.device.type == "cuda" else 16, run.rank, run.world))
         except ValueError as e:  # NaN in the logits
             raise FloatingPointError(f"validation after epoch {run.epoch + 1} failed: {e}. Try a lower lr or clip=1.0") from e
         row.update({prefix + {"loss": "valid_loss"}.get(k, k): v for k, v in scores.items() if k != "n"})
@@ -633,8 +726,9 @@ def _ask(run, hook):
 # %% ../nbs/15_train.ipynb #aec7e212
 def _run_epoch(run, on_step, on_epoch, report):
     "Train the rest of the epoch, validate, save. False if a hook wants to stop."
-    for index in _batches(run)[run.step - run.epoch * run.steps_per_epoch:]:
-        train_step(run, index[run.rank::run.world])
+    batches = [index[run.rank::run.world] for index in _batches(run)[run.step - run.epoch * run.steps_per_epoch:]]
+    for index, run.following in zip(batches, [*batches[1:], None]):
+        train_step(run, index)
         report()
         if not _ask(run, on_step):
             _share_statistics(run)
@@ -695,6 +789,7 @@ def _progress(run):
     bar = tqdm(total=run.recipe.epochs, initial=run.epoch, disable=quiet or not live, leave=False, bar_format=layout)
     def report(row=None):
         if row and not quiet and not live: print(_line(run), flush=True)
+        if bar.disable: return
         bar.set_postfix(_figures(run), refresh=False)
         bar.update(run.step / run.steps_per_epoch - bar.n)
     try: yield report
@@ -741,10 +836,11 @@ def fit(
     progress=True, # say what is done and show a bar
     on_step=None, # called with the Run after each step; False stops cleanly
     on_epoch=None, # the same after each epoch
+    cuda_graph=True, # on a GPU, record a step and play it back; False launches every operation anew
     **overrides, # other fields of the recipe
 ) -> History:
     "Train. Afterwards the model holds the final weights (their average, if the recipe keeps one) and is in eval mode."
-    run = start_run(model, train, valid, get_recipe(recipe, epochs, **overrides), seed, device, out)
+    run = start_run(model, train, valid, get_recipe(recipe, epochs, **overrides), seed, device, out, cuda_graph)
     run.quiet, run.about, run.drawn, run.clock = not progress or run.rank > 0, _about(run), 0.0, time.monotonic()
     found = [_find_state(run, resume) if run.rank == 0 else None]
     if run.world > 1: dist.broadcast_object_list(found)  # only the first process needs the folder
