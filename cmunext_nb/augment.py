@@ -147,6 +147,7 @@ augmentations = {
     "none": Augment(),
     "paper": Augment(turn=0.5, flip=0.5),
     "fast": Augment(mirror=0.5, rotate=20, scale=0.25, shift=0.08, gamma=0.4, contrast=0.25, brightness=0.08),
+    "strong": Augment(mirror=0.5, rotate=30, scale=0.4, shift=0.12, shear=10, gamma=0.5, contrast=0.4, brightness=0.1, blur=0.5, noise=0.15),
 } # recipes by name
 
 # %% ../nbs/12_augment.ipynb #bf5dea10

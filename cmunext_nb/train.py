@@ -599,7 +599,7 @@ def train_step(
 # %% ../nbs/15_train.ipynb #b3f2ddc9
 def _copied(value):
     "A copy that training can no longer change: tensors on the CPU, in containers of any depth."
-    if isinstance(value, torch.Tensor): return value.detach().cpu().clone()
+    if isinstance(value, torch.Tensor): return value.detach().to("cpu", copy=True)
     if isinstance(value, dict): return {k: _copied(v) for k, v in value.items()}
     return type(value)(_copied(v) for v in value) if isinstance(value, (list, tuple)) else value
 

@@ -21,25 +21,36 @@ def watched(runs):
     return hook
 
 
-@pytest.mark.parametrize("settings", [dict(), dict(recipe="paper"), dict(amp="auto"), dict(sizes=None, ema=None, clip=None)], ids=str)
-def test_recorded_steps_are_the_launched_ones(settings):
-    seen, seen_launched = [], []
-    (model, history), (other, launched) = train(on_step=watched(seen), **settings), train(cuda_graph=False, on_step=watched(seen_launched), **settings)
+@pytest.fixture
+def exact():
+    "Convolutions and products in full float32: TF32's rounding differs from call to call, and training magnifies it."
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize("settings", [dict(recipe="paper", lr=1e-3), dict(recipe="paper", lr=1e-3, clip=0.5, ema=0.9, weight_decay=0.1),
+                                      dict(lr=1e-4, sizes=None), dict(lr=1e-4, weight_decay=0.5)], ids=str)
+def test_recorded_steps_are_the_launched_ones(settings, exact):
+    seen, seen_launched, losses = [], [], dict(recorded=[], launched=[])
+    model, _ = train(on_step=lambda run: (watched(seen)(run), losses["recorded"].append(run.loss)), epochs=3, **settings)
+    other, _ = train(cuda_graph=False, on_step=lambda run: (watched(seen_launched)(run), losses["launched"].append(run.loss)), epochs=3, **settings)
     assert max(n for _, n in seen) >= 1 and max(n for _, n in seen_launched) == 0
-    loose = settings.get("amp") == "auto"
-    for a, b in zip(history.rows, launched.rows): assert abs(a["loss"] - b["loss"]) < (0.05 if loose else 0.005), (a, b)
-    if not loose:
-        for k, v in model.state_dict().items():
-            if v.is_floating_point(): torch.testing.assert_close(v, other.state_dict()[k], rtol=0.05, atol=0.02, msg=k)
+    torch.testing.assert_close(*(torch.tensor(v) for v in losses.values()), rtol=1e-3, atol=0)
+    start, moved, apart = tiny().state_dict(), 0.0, 0.0
+    for k, v in model.state_dict().items():
+        if "num_batches" in k: assert torch.equal(v, other.state_dict()[k]), k
+        elif v.is_floating_point():
+            moved += (v.cpu() - start[k]).square().sum().item()
+            apart += (v - other.state_dict()[k]).square().sum().item()
+    assert apart**0.5 < 0.02 * moved**0.5, (apart**0.5, moved**0.5)  # the two end far closer to each other than to where they began
 
 
-def test_first_steps_agree_to_the_last_digits_that_tf32_leaves():
-    runs = {}
-    for graph in (True, False):
-        losses = []
-        train(cuda_graph=graph, sizes=None, epochs=2, on_step=lambda run: losses.append(run.loss))
-        runs[graph] = torch.tensor(losses)
-    torch.testing.assert_close(runs[True], runs[False], rtol=2e-3, atol=0)
+def test_recorded_steps_in_mixed_precision_learn():
+    seen = []
+    _, history = train(amp="auto", on_step=watched(seen), epochs=6)
+    assert max(n for _, n in seen) >= 1 and history.rows[-1]["loss"] < history.rows[0]["loss"] - 0.05
 
 
 def test_it_goes_on_from_a_folder_and_on_the_cpu(tmp_path):
