@@ -35,11 +35,21 @@ def trained(
     results=None, # lines of runs; None takes the shipped ones
     data: str = "busi", # the set they were trained on
 ) -> dict: # schedule -> name of the network -> row of `summarise`
-    "Scores of what was trained on a set, by schedule."
-    found = {}
-    for row in summarise(load_results() if results is None else results):
-        if row["data"] == data: found.setdefault(_schedule(row), {})[row["model"]] = row
+    "Scores of what was trained on a set, by schedule and splits: within one, all networks have seen the same images."
+    lines, found = [r for r in (load_results() if results is None else results) if r["data"] == data], {}
+    plan = lambda r: (r["recipe"], repr(r["changes"]), r["epochs"], r["size"])
+    for key in dict.fromkeys(map(plan, lines)):
+        alike, had = [r for r in lines if plan(r) == key], {}
+        for r in alike: had.setdefault(r["model"], set()).add(r["split"])
+        for splits in sorted({tuple(sorted(s)) for s in had.values()}):
+            rows = summarise([r for r in alike if r["split"] in splits and had[r["model"]] >= set(splits)])
+            found[_schedule(rows[0])] = {row["model"]: row for row in rows}
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+def _compares(rows):
+    "Is a schedule worth a column: does it compare networks, or can it be held against the paper's own training or its three splits?"
+    one = next(iter(rows.values()))
+    return len(rows) > 1 or one["recipe"] == "paper" or one["splits"] == [1, 2, 3]
 
 # %% ../nbs/51_comparison.ipynb #e81f7f0b
 class ComparisonTable:
@@ -63,7 +73,7 @@ def comparison_table(
     data: str = "busi", # the set of the scores
 ) -> ComparisonTable:
     "Table 2: counted, timed and trained here, each beside the paper's number; a dash where nothing was trained."
-    costs, rows, schedules = costs or load_costs(), [], trained(results, data)
+    costs, rows, schedules = costs or load_costs(), [], {s: r for s, r in trained(results, data).items() if _compares(r)}
     for name, paper in TABLE2.items():
         mine = costs["networks"][name]
         row = {"network": paper["label"], "M parameters": f"{mine['parameters'] / 1e6:.2f}", "paper": f"{paper['params']:.2f}", "GMACs": f"{mine['macs'] / 1e9:.2f}",
