@@ -836,7 +836,7 @@ def fit(
     progress=True, # say what is done and show a bar
     on_step=None, # called with the Run after each step; False stops cleanly
     on_epoch=None, # the same after each epoch
-    cuda_graph=True, # on a GPU, record a step and play it back; False launches every operation anew
+    cuda_graph=True, # on a GPU, record a step and play it back; False for a network whose Python code differs from step to step
     **overrides, # other fields of the recipe
 ) -> History:
     "Train. Afterwards the model holds the final weights (their average, if the recipe keeps one) and is in eval mode."
