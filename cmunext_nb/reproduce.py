@@ -96,11 +96,12 @@ def _rounded(scores): return {k: round(v, 5) if isinstance(v, float) else v for 
 
 def _protocols(model, best, valid, device):
     "Scores in float32: of the last weights and of the best epoch's, on all validation images, on the clean ones, and averaged with the mirror image."
-    named = dict(last=(model, valid), best=(best, valid))
-    if valid.meta.get("dataset") == "busi":
-        clean = clean_subset(valid, "busi")
-        named.update(last_clean=(model, clean), best_clean=(best, clean))
-    scores = {name: _rounded(evaluate(m, data, device)) for name, (m, data) in named.items()}
+    sets, scores = {"": valid}, {}
+    if valid.meta.get("dataset") == "busi": sets["_clean"] = clean_subset(valid, "busi")
+    same = all(map(torch.equal, model.state_dict().values(), best.state_dict().values()))  # often the last epoch is the best one
+    for kind, data in sets.items():
+        scores["last" + kind] = _rounded(evaluate(model, data, device))
+        scores["best" + kind] = dict(scores["last" + kind]) if same else _rounded(evaluate(best, data, device))
     scores["last_mirror"] = _rounded(evaluate(_Mirrored(model), valid, device))
     return scores
 
