@@ -303,9 +303,19 @@ def _curves(rows):
         if scored: show_curves(scored, axes[1], keys=["iou", "f1"])
     return figure
 
+# %% ../nbs/15_train.ipynb #e3b91c5a
+@dataclass(kw_only=True)
+class _Playback:
+    "What a run on a GPU keeps from one step to the next, see *A step* below."
+    cuda_graph: bool = False # record a step on the GPU and play it back
+    recorded: dict = field(default_factory=dict) # shape of a batch -> steps seen so far, then the recorded step
+    following: object = None # indices of the next batch, where they are known
+    ahead: tuple | None = None # (number of a step, its indices, its batch), prepared while the GPU was busy
+    beside: object = None # the GPU's stream in which that is done
+
 # %% ../nbs/15_train.ipynb #5dc31d97
 @dataclass
-class Run:
+class Run(_Playback):
     "One training in progress; `on_step` and `on_epoch` receive it."
     model: nn.Module # the network in training (not its average)
     recipe: Recipe
@@ -324,11 +334,6 @@ class Run:
     images_seen: int = 0 # in the running epoch
     quiet: bool = True # print nothing
     draws: bool | None = None # does the network draw random numbers, as dropout does? None until a step has shown it
-    cuda_graph: bool = False # record a step on the GPU and play it back
-    recorded: dict = field(default_factory=dict) # shape of a batch -> steps seen so far, then the recorded step
-    following: object = None # indices of the next batch, where they are known
-    ahead: tuple | None = None # (number of a step, its indices, its batch), prepared while the GPU was busy
-    beside: object = None # the GPU's stream in which that is done
     rank: int = 0 # number of this process
     world: int = 1 # processes
 
