@@ -697,18 +697,16 @@ def _save_curves(run):
 
 # %% ../nbs/15_train.ipynb #65fb9a7e
 def _validate(run):
-    "Scores on the validation set, of the averaged weights where there are any, then with the prefix raw_ of the others."
-    row, again = {}, run.epoch + 1 == run.recipe.epochs or (run.epoch + 1) % run.recipe.validate_every == 0
-    if run.valid is None or not again: return row
-    models = {"": run.average.model, "raw_": run.model} if run.average else {"": run.model}
-    for prefix, model in models.items():
-        try:
-            with _own_numbers(run, "validation", run.step, run.rank):
-                scores = _scores(*_count(model, run.valid, run.device, run.dtype, run.loss_fn, 64 if run.device.type == "cuda" else 16, run.rank, run.world))
-        except ValueError as e:  # NaN in the logits
-            raise FloatingPointError(f"validation after epoch {run.epoch + 1} failed: {e}. Try a lower lr or clip=1.0") from e
-        row.update({prefix + {"loss": "valid_loss"}.get(k, k): v for k, v in scores.items() if k != "n"})
-    return row
+    "Scores on the validation set, of the averaged weights where there are any."
+    again = run.epoch + 1 == run.recipe.epochs or (run.epoch + 1) % run.recipe.validate_every == 0
+    if run.valid is None or not again: return {}
+    model, at_once = run.average.model if run.average else run.model, 64 if run.device.type == "cuda" else 16
+    try:
+        with _own_numbers(run, "validation", run.step, run.rank):
+            scores = _scores(*_count(model, run.valid, run.device, run.dtype, run.loss_fn, at_once, run.rank, run.world))
+    except ValueError as e:  # NaN in the logits
+        raise FloatingPointError(f"validation after epoch {run.epoch + 1} failed: {e}. Try a lower lr or clip=1.0") from e
+    return {{"loss": "valid_loss"}.get(k, k): v for k, v in scores.items() if k != "n"}
 
 # %% ../nbs/15_train.ipynb #e2d4a701
 def _share_statistics(run):

@@ -1,5 +1,6 @@
 "Runs that can be had again: packing, resuming, lines, and the bare machine. The everyday path is checked in nbs/49_reproduce.ipynb."
 import json
+import os
 import subprocess
 import sys
 
@@ -91,7 +92,8 @@ def test_a_killed_run_goes_on_to_the_same_figures(packed, tmp_path):
     kill = "import os, signal, sys; from cmunext_nb import reproduce as r; f = r.fit\n" \
            "r.fit = lambda *a, **k: f(*a, **{**k, 'on_epoch': lambda run: run.epoch < 2 or os.kill(os.getpid(), signal.SIGKILL)})\nr.main(sys.argv[1:])"
     one, other = tmp_path / "one", tmp_path / "other"
-    killed = subprocess.run([sys.executable, "-c", kill, *command(packed, one)], capture_output=True)
+    threads = dict(os.environ, OMP_NUM_THREADS=str(torch.get_num_threads()))  # a sum in another order is another sum
+    killed = subprocess.run([sys.executable, "-c", kill, *command(packed, one)], capture_output=True, env=threads)
     assert killed.returncode != 0 and not (one / "lines.jsonl").exists() and list((one / "runs").iterdir())
     main(command(packed, one))
     main(command(packed, other))
