@@ -147,8 +147,6 @@ def _layout(device, amp=True):
     return torch.contiguous_format if exact or torch.device(device).type == "mps" else torch.channels_last
 
 # %% ../nbs/15_train.ipynb #2aa76fd6
-def _tensors(model): return [*model.parameters(), *model.buffers()]
-
 class WeightAverage:
     "An exponential moving average of a model's weights and running statistics, kept as a second model."
     def __init__(self, model: nn.Module, decay: float = 0.995):
@@ -161,7 +159,7 @@ class WeightAverage:
     ):
         "Move the average a little towards the model."
         share = 1 - min(self.decay, (1 + step) / (10 + step))
-        pairs = list(zip(_tensors(self.model), _tensors(model)))
+        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values()))
         floats = [pair for pair in pairs if pair[0].is_floating_point()]
         torch._foreach_lerp_(*map(list, zip(*floats)), share)  # all tensors in few launches, which counts on a GPU
         for mine, new in pairs:

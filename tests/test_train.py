@@ -358,6 +358,16 @@ def test_the_average_settles_on_a_constant_model():
 
 # Scores
 
+def test_the_average_leaves_alone_what_no_file_keeps():
+    "A grid that a network makes anew for each image size is a buffer, but none of its state."
+    model = nn.Linear(2, 2)
+    model.register_buffer("grid", torch.zeros(3), persistent=False)
+    average = WeightAverage(model, 0.9)
+    model.grid = torch.ones(5)
+    average.update(model, 100)
+    assert average.model.grid.shape == (3,)
+
+
 def test_evaluate_is_the_metrics_whatever_the_batch_size():
     model, (images, masks) = tiny().train(), blobs(7)
     results = [evaluate(model, (images, masks), batch_size=b, per_image=True) for b in (1, 3, 16)]
