@@ -1,19 +1,20 @@
 """Inference in every engine, as ratios: python benchmarks/inference.py [--models cmunext_s cmunext cmunext_l] [--threads 2] [--seconds 30] [--out FILE]
 
-One image of 256 x 256, then batches of 8. The variants take turns in one process: a round is one warm-up and two timed calls of each,
-and rounds go on for so many seconds a network, three at least; the median over all rounds is kept, so that a machine whose clock and
-load vary treats them alike. The plain eager float32 network
-is the measure of all ratios. Beside them stand: how far the masks agree with its masks (Dice, phantoms), the machine's own matrix
+One image of 256 x 256, then batches of 8. The variants take turns: a round is one warm-up and two timed calls of each, and rounds go on
+for so many seconds a network, three at least; the median over all rounds is kept, so that a machine whose clock and load vary treats
+them alike. The measure of all ratios is the plain eager float32 network as anybody runs it: in a process of its own that does nothing else, whose allocator is as it comes.
+The other variants share a process that keeps its memory (nbs/14b_cpu.ipynb), and `eager_kept` is the plain network there. Beside them stand: how far the masks agree with its masks (Dice, phantoms), the machine's own matrix
 product measured between the rounds, and, for the fastest engine, the time of each kind of operation. Prints JSON. With --threads 1 a
 machine that is busy with something else disturbs least.
 """
-import argparse, copy, json, statistics, tempfile, time, warnings
+import argparse, copy, json, multiprocessing, statistics, tempfile, time, warnings
 from pathlib import Path
 
 import torch
 from machine import machine
 
 import cmunext_nb as cn
+from cmunext_nb.cpu import keep_memory
 from cmunext_nb.deploy import deploy, export_onnx, fold
 from cmunext_nb.weights import preprocess, to_channels
 
@@ -39,12 +40,49 @@ def network(name):
     return net
 
 
-def variants(model, args, folder):
+def serve(pipe, name, threads):
+    "The plain network in a process of its own, which does nothing else: answers images with the milliseconds that they took."
+    torch.set_num_threads(threads)
+    with torch.inference_mode():
+        model = cn.create_model(name).eval()
+        for x in iter(pipe.recv, None):
+            start = time.perf_counter()
+            model(x)
+            pipe.send(1000 * (time.perf_counter() - start))
+
+
+class Alone:
+    "The network of `serve`, a process for each size of batch: what an allocator does depends on the largest block that it has seen."
+    def __init__(self, name, threads): self.about, self.workers = (name, threads), {}
+
+    def milliseconds(self, x):
+        if len(x) not in self.workers:
+            spawn = multiprocessing.get_context("spawn")
+            mine, theirs = spawn.Pipe()
+            spawn.Process(target=serve, args=(theirs, *self.about), daemon=True).start()
+            self.workers[len(x)] = mine
+            self.milliseconds(x)  # warm
+        self.workers[len(x)].send(x)
+        return self.workers[len(x)].recv()
+
+    def close(self):
+        for pipe in self.workers.values(): pipe.send(None)
+
+
+def clock(net, x):
+    "Milliseconds of one call."
+    if isinstance(net, Alone): return net.milliseconds(x)
+    start = time.perf_counter()
+    net(x)
+    return 1000 * (time.perf_counter() - start)
+
+
+def variants(name, model, args, folder):
     "name -> (a callable on images, the number format that it really uses)."
     calibration, path = cn.make_phantom(16, size=256, seed=8)[0], export_onnx(model, folder / "net.onnx")
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)
     plain = lambda net, layout: lambda x: net(x.to(memory_format=layout))
-    found = dict(eager=(plain(model, torch.contiguous_format), "float32"), channels_last=(plain(last, torch.channels_last), "float32"),
+    found = dict(eager=(Alone(name, args.threads), "float32"), eager_kept=(plain(model, torch.contiguous_format), "float32"), channels_last=(plain(last, torch.channels_last), "float32"),
                  folded_channels_last=(plain(fold(model).to(memory_format=torch.channels_last), torch.channels_last), "float32"))
     for backend, precision in (("onnxruntime", "float32"), ("onnxruntime", "int8"), ("openvino", "float32"), ("openvino", "bfloat16"), ("openvino", "int8")):
         with warnings.catch_warnings():
@@ -61,16 +99,17 @@ def timed(nets, x, seconds, least, warm):
         peaks.append(max(matmul_peak() for _ in range(3)))
         for name, (net, _) in nets.items():
             for i in range(3 if warm else 1):
-                start = time.perf_counter()
-                net(x)
-                if i or not warm: times[name].append(1000 * (time.perf_counter() - start))
+                ms = clock(net, x)
+                if i or not warm: times[name].append(ms)
     return times, peaks
 
 
 def operations(path, x, threads):
-    "Milliseconds of each kind of operation in OpenVINO, float32, and of the slowest single layers."
+    "Milliseconds of each kind of operation in OpenVINO, float32, prepared for this shape, and of the slowest single layers."
     import openvino as ov
-    net = ov.Core().compile_model(str(path), "CPU", dict(PERF_COUNT=True, INFERENCE_NUM_THREADS=threads, PERFORMANCE_HINT="LATENCY", INFERENCE_PRECISION_HINT="f32"))
+    source = ov.Core().read_model(str(path))
+    source.reshape(list(x.shape))
+    net = ov.Core().compile_model(source, "CPU", dict(PERF_COUNT=True, INFERENCE_NUM_THREADS=threads, PERFORMANCE_HINT="LATENCY", INFERENCE_PRECISION_HINT="f32"))
     request, kinds, layers = net.create_infer_request(), {}, {}
     for i in range(12):
         request.infer(x.numpy())
@@ -87,13 +126,15 @@ def operations(path, x, threads):
 def measure(name, args):
     "All figures of one network."
     images = cn.make_phantom(8, size=256, seed=7)[0]
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(), keep_memory():
         model = network(name)
         x = preprocess(to_channels(images, 3), model.preprocess)
-        nets, path = variants(model, args, Path(folder))
-        logits = {key: torch.as_tensor(net(x)) for key, (net, _) in nets.items()}
+        nets, path = variants(name, model, args, Path(folder))
+        logits = {key: torch.as_tensor(net(x)) for key, (net, _) in nets.items() if key != "eager"}
         (one, peaks), (eight, _) = timed(nets, x[:1], args.seconds, 3, True), timed(nets, x, args.seconds / 3, 1, False)
         where = operations(path, x[:1], args.threads)
+        nets["eager"][0].close()
+    logits["eager"] = logits["eager_kept"]  # the same network
     truth, macs = logits["eager"] > 0, cn.cost_table(name, 256)[0]["macs"]
     peak, result = statistics.median(peaks), {}
     for key, (_, used) in nets.items():

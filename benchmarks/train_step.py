@@ -1,17 +1,22 @@
 """One training step of `fit` against the plain eager float32 step: python benchmarks/train_step.py [--models cmunext_s cmunext] [--out FILE]
 
-Both steps run in this one process, in turns, on the same batch size and image size, so that the ratio of their medians means
-something on a machine whose clock and load vary. The plain step is what a first version of a training script does: a batch that is
+All ways run in turns, on the same batch size and image size, so that the ratio of their medians means something on a machine whose
+clock and load vary; in two processes, one of which never touches its allocator. The plain step is what a first version of a training script does: a batch that is
 ready in float32, forward, loss, backward, SGD. The step of `fit` does all of its own work: it takes uint8 images, augments,
-normalises, and trains by the recipe, with mixed precision where the machine has it. Prints JSON; absolute times belong to the machine.
+normalises, and trains by the recipe, with mixed precision where the machine has it. Between them stand the plain step in memory that is
+kept (nbs/14b_cpu.ipynb), and the step of `fit` without kept memory or without the wide norm. Prints JSON; absolute times belong to the machine.
 
 With `--device cuda` a third way runs beside them: `fit` with its steps recorded as a CUDA graph, as it does by itself on a GPU. The set is on
 the card, and `network_s` is the time of the network's own kernels in a step (forward, loss and backward, recorded and played back alone).
 """
-import argparse, json, statistics, time
+import argparse, json, multiprocessing, statistics, time
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
+from cmunext_nb import train
+from cmunext_nb.cpu import keep_memory
 from cmunext_nb.loss import BCEDiceLoss
 from cmunext_nb.model import create_model
 from cmunext_nb.train import _batches, _forward, get_batch, get_recipe, start_run, train_step
@@ -35,24 +40,56 @@ def plain_step(model, x, masks, loss_fn, optimizer):
     optimizer.step()
 
 
-def measure(name, args):
-    "Median seconds of both steps of one network, taken in turns."
+def ways_of(name, args):
+    "The run of `fit`, and its step, the plain one, and that of `fit` with torch's own norms."
     data = blobs(args.batch_size, args.size)
-    recipe = get_recipe(args.recipe, batch_size=args.batch_size, sizes=None)
-    run = start_run(create_model(name), data, recipe=recipe, device="cpu")
+    run = start_run(create_model(name), data, recipe=get_recipe(args.recipe, batch_size=args.batch_size, sizes=None), device="cpu")
     run.model.train()
-    model = create_model(name).train()
+    model, index = create_model(name).train(), _batches(run)[0]
     x, masks = preprocess(to_channels(data[0], 3)), data[1].float()
     loss_fn, optimizer = BCEDiceLoss(), torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=1e-4)
-    index, seconds = _batches(run)[0], dict(plain=[], fit=[])
-    steps = dict(plain=lambda: plain_step(model, x, masks, loss_fn, optimizer), fit=lambda: train_step(run, index))
-    for i in range(args.warmup + args.rounds):
-        for kind, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if i >= args.warmup: seconds[kind].append(time.perf_counter() - start)
+    def fit_step():
+        train_step(run, index)
         run.step = 0  # stay in the recipe's first epoch
-    return report(seconds, run)
+    def narrow_step():
+        with patch.object(train, "wide_norm", nullcontext): fit_step()
+    return run, dict(plain=lambda: plain_step(model, x, masks, loss_fn, optimizer), fit=fit_step, narrow=narrow_step)
+
+
+def serve(pipe, name, args, keep):
+    "A process that times steps of the ways it is asked for: one to settle, then two on the clock. Without `keep` its allocator is as it comes."
+    run, ways = ways_of(name, args)
+    with keep_memory() if keep else nullcontext():
+        pipe.send(str(run.dtype)[6:])
+        for way in iter(pipe.recv, None):
+            ways[way]()
+            seconds = []
+            for _ in range(2):
+                start = time.perf_counter()
+                ways[way]()
+                seconds.append(time.perf_counter() - start)
+            pipe.send(seconds)
+
+
+WAYS = dict(plain=("plain", False), plain_kept=("plain", True), fit_fresh=("fit", False), fit_narrow=("narrow", True), fit=("fit", True))
+
+
+def measure(name, args):
+    "Median seconds of a step of one network in each way, in turns, in two processes: once set, an allocator never is as it came."
+    spawn, pipes, workers = multiprocessing.get_context("spawn"), {}, []
+    for keep in (False, True):
+        pipes[keep], theirs = spawn.Pipe()
+        workers.append(spawn.Process(target=serve, args=(theirs, name, args, keep), daemon=True))
+        workers[-1].start()
+    precision, seconds = [p.recv() for p in pipes.values()][0], {k: [] for k in WAYS}
+    for _ in range(args.rounds):
+        for kind, (way, keep) in WAYS.items():
+            pipes[keep].send(way)
+            seconds[kind] += pipes[keep].recv()
+    for p, w in zip(pipes.values(), workers):
+        p.send(None)
+        w.join()
+    return report(seconds, precision)
 
 
 def wait(): torch.cuda.synchronize()
@@ -109,11 +146,11 @@ def measure_cuda(name, args):
                 images_per_second=round(args.batch_size / median["fit_s"]), precision=str(runs["fit"].dtype)[6:], memory_mb=round(torch.cuda.max_memory_allocated() / 1e6))
 
 
-def report(seconds, run):
-    "Medians, their spread, and the ratio."
-    median = {k: statistics.median(v) for k, v in seconds.items()}
-    return dict(plain_s=round(median["plain"], 3), fit_s=round(median["fit"], 3), ratio=round(median["fit"] / median["plain"], 3),
-                ratio_of_fastest=round(min(seconds["fit"]) / min(seconds["plain"]), 3), precision=str(run.dtype)[6:], rounds=len(seconds["fit"]))
+def report(seconds, precision):
+    "Medians, and the ratio."
+    median = {f"{k}_s": round(statistics.median(v), 3) for k, v in seconds.items()}
+    return dict(median, ratio=round(median["fit_s"] / median["plain_s"], 3), ratio_of_fastest=round(min(seconds["fit"]) / min(seconds["plain"]), 3),
+                times_faster=round(median["plain_s"] / median["fit_s"], 2), precision=precision, steps=len(seconds["fit"]))
 
 
 def main():
@@ -122,8 +159,7 @@ def main():
     parser.add_argument("--recipe", default="fast")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--amp", help="instead of the recipe's: auto, bf16, fp16 or off")
     parser.add_argument("--out", type=Path, help="also write the JSON here")

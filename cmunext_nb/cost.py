@@ -241,6 +241,7 @@ class Latency:
     shape: tuple # of the images: (N, C, H, W)
     setting: str # number format, memory layout, device, threads
     name: str = "the network" # of the network
+    pages: float = 0.0 # of memory that the system handed out in one call
 
     def __post_init__(self):
         self.median, self.fastest = statistics.median(self.times), min(self.times)
@@ -248,7 +249,8 @@ class Latency:
         self.spread = self.quartiles[1] - self.quartiles[0]  # of the middle half
         self.images_per_second = 1000 * self.shape[0] / self.median
         self.method = (f"Median of {len(self.times)} calls after {len(self.first)} to warm up, wall clock, evaluation mode without gradients; "
-                       f"images {' x '.join(map(str, self.shape))}; {self.setting}; torch {torch.__version__}")
+                       f"images {' x '.join(map(str, self.shape))}; {self.setting}; torch {torch.__version__}"
+                       + f"; {self.pages:,.0f} pages of memory from the system in each call" * (self.pages >= 100))
 
     def __repr__(self):
         low, high = self.quartiles
@@ -282,6 +284,12 @@ def _threads(count):
         yield torch.get_num_threads()
     finally: torch.set_num_threads(before)
 
+def _page_faults():
+    "Pages of memory that the system has handed out to this process so far; 0 where it does not say."
+    try: from resource import RUSAGE_SELF, getrusage
+    except ImportError: return 0  # Windows
+    return getrusage(RUSAGE_SELF).ru_minflt
+
 def _is_channels_last(model):
     "Whether the weights of a network lie in memory with the channels last."
     weight = next((p for p in model.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1), None) if isinstance(model, nn.Module) else None
@@ -310,10 +318,12 @@ def latency(
     shape = (batch_size, in_channels or network_channels(model), *_side(image_size))
     with _threads(threads) as used, at_rest(model, device) as (place, own):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(place, own, memory_format=layout)
+        before = _page_faults()
         times = _times(model, x, warmup + repeats, None if dtype == own else dtype)
+        pages = (_page_faults() - before) / len(times)
     words = [str(own)[6:], f"{str(dtype)[6:]} by autocast" * (dtype not in (None, own)), "channels last" if last else "channels first",
              _device_words(place), f"{used} thread{'s' * (used > 1)}" * (place.type == "cpu")]
-    return Latency(times[warmup:], times[:warmup], shape, ", ".join(filter(None, words)), name)
+    return Latency(times[warmup:], times[:warmup], shape, ", ".join(filter(None, words)), name, pages)
 
 # %% ../nbs/22_cost.ipynb #6d4fc11b
 def _times(call, x, count, dtype):

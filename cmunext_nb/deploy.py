@@ -230,6 +230,7 @@ def _in_onnxruntime(data, threads):
 
 # %% ../nbs/30_deploy.ipynb #1fddda2b
 _SMALL = 96  # pixels: images with a side of so many do not crash
+_OWN, _PIXELS = 4, 8 * 256 * 256  # how many shapes get an engine of their own, and how large a batch may be for that
 
 def _of_one_shape(ov, model, shape, settings):
     "An OpenVINO model prepared for one shape."
@@ -243,10 +244,12 @@ def _in_openvino(model, threads, hint, eight_bit=False):
     settings = dict(INFERENCE_NUM_THREADS=threads, PERFORMANCE_HINT="LATENCY", INFERENCE_PRECISION_HINT=hint)
     compiled = ov.Core().compile_model(model, "CPU", settings)
     chosen = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    small = lru_cache(4)(lambda shape: _of_one_shape(ov, model, shape, settings)) if eight_bit else None
-    def run(x):
-        engine = small(tuple(x.shape)) if small and max(x.shape[2:]) < _SMALL else compiled
-        return torch.from_numpy(np.array(engine(x.cpu().contiguous().numpy())[0]))
+    small, own = lru_cache(4)(lambda shape: _of_one_shape(ov, model, shape, settings)), {}
+    def engine(shape):
+        if eight_bit and max(shape[2:]) < _SMALL: return small(shape)
+        if shape not in own and len(own) < _OWN and shape[0] * shape[2] * shape[3] <= _PIXELS: own[shape] = _of_one_shape(ov, model, shape, settings)
+        return own.get(shape, compiled)
+    def run(x): return torch.from_numpy(np.array(engine(tuple(x.shape))(x.cpu().contiguous().numpy())[0]))
     return run, dict(f32="float32", bf16="bfloat16", f16="float16").get(chosen, chosen)
 
 # %% ../nbs/30_deploy.ipynb #139c6787

@@ -22,6 +22,7 @@ from .weights import atomic_write, preprocess, save_weights, to_channels
 from .augment import augment, augmentations
 from .loss import BCEDiceLoss
 from .metrics import reduce_counts, segmentation_counts
+from .cpu import keep_memory, wide_norm
 
 # %% ../nbs/15_train.ipynb #690b0f67
 @dataclass(frozen=True)
@@ -520,7 +521,8 @@ def _not_finite(run, index):
 # %% ../nbs/15_train.ipynb #1418583b
 def _forward(run, x, masks):
     "The loss of a batch, as a tensor."
-    with _own_numbers(run, "dropout", run.step, run.rank), _autocast(run.device, run.dtype): logits = run.net(x)
+    wide = wide_norm() if run.device.type == "cpu" else nullcontext()
+    with _own_numbers(run, "dropout", run.step, run.rank), _autocast(run.device, run.dtype), wide: logits = run.net(x)
     return run.loss_fn(logits.float(), masks)
 
 class _Recorded:
@@ -816,7 +818,7 @@ def _kept_after_interrupt(run):
 def _train(run, on_step, on_epoch):
     "Epoch after epoch, until the last or until a hook stops."
     _save_run(run)  # at once: a folder that cannot be written to is found out before the work, not after it
-    with _progress(run) as report:
+    with _progress(run) as report, keep_memory() if run.device.type == "cpu" else nullcontext():
         while run.epoch < run.recipe.epochs:
             _set_size(run)
             if not _run_epoch(run, on_step, on_epoch, report):
