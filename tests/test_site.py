@@ -81,7 +81,7 @@ def test_made_pages():
     models, exercises = pages.models(nbs), pages.exercises(nbs)
     for path in (ROOT / "cmunext_nb/assets").glob("*.safetensors"): assert path.name in models
     assert 'cn.create_model("cmunext_s", pretrained="phantom")' in models and "0.9117" in models and "not a medical" in models.replace("none of them is a medical", "not a medical")
-    with_exercises = [p for p in nbs.rglob("*.ipynb") if '"## Exercises' in p.read_text(encoding="utf-8")]
+    with_exercises = [p for p in nbs.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts and '"## Exercises' in p.read_text(encoding="utf-8")]
     assert len(with_exercises) > 30 and all(f"]({p.relative_to(nbs).as_posix()})" in exercises for p in with_exercises)
     assert exercises.count("<details>") == exercises.count("</details>") >= len(with_exercises)
     assert pages.changelog(nbs).count("\n## ") == (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").count("\n## ")
