@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-# %% ../nbs/14b_cpu.ipynb #6bafc997
+# %% ../nbs/14b_cpu.ipynb #e263aa48
 _TRIM, _MMAP, _MMAP_MAX, _LARGEST = -1, -3, -4, 32 << 20  # names of glibc's malloc.h: numbers of `mallopt`; bytes
 
 def _glibc():
@@ -24,7 +24,7 @@ def _glibc():
     library = ctypes.CDLL(None)
     return library if hasattr(library, "gnu_get_libc_version") and hasattr(library, "mallopt") else None
 
-# %% ../nbs/14b_cpu.ipynb #33266f19
+# %% ../nbs/14b_cpu.ipynb #c8419a27
 _inside, _lock = [0], threading.Lock()  # how many contexts are open
 
 def _enter(library, by):
@@ -38,7 +38,7 @@ def _enter(library, by):
             for name, value in ((_MMAP_MAX, 65536), (_MMAP, _LARGEST), (_TRIM, 2 * _LARGEST)): library.mallopt(name, value)
             library.malloc_trim(0)
 
-# %% ../nbs/14b_cpu.ipynb #ff88146e
+# %% ../nbs/14b_cpu.ipynb #e27dceca
 @contextmanager
 def keep_memory():
     """Inside, memory that tensors on the CPU free stays with the process and is used again; at the end it goes back to the system.
@@ -53,7 +53,7 @@ def keep_memory():
     try: yield True
     finally: _enter(library, -1)
 
-# %% ../nbs/14b_cpu.ipynb #7d1b5c19
+# %% ../nbs/14b_cpu.ipynb #2df1e308
 def _neighbours(x):
     "How many pixels in a row to take as one: a power of two."
     k = 1
@@ -65,12 +65,12 @@ def _widen(x, k):
     n, c, h, w = x.shape
     return x.permute(0, 2, 3, 1).reshape(n, h, int(w / k), int(c * k)).permute(0, 3, 1, 2)
 
-# %% ../nbs/14b_cpu.ipynb #1e9e10f3
+# %% ../nbs/14b_cpu.ipynb #24ac428a
 def _apply(wide, k, weight, bias, mean, var, eps):
     "`weight * (x - mean) / sqrt(var + eps) + bias` on the wide view, rounded once."
     return torch.native_batch_norm(wide, *(t.repeat(k) for t in (weight, bias, mean, var)), False, 0.0, eps)[0]
 
-# %% ../nbs/14b_cpu.ipynb #8c5c2270
+# %% ../nbs/14b_cpu.ipynb #e3085ffa
 class _WideNorm(torch.autograd.Function):
     "Batch norm in training, of a map with few channels in channels_last, computed on a view with more of them."
     @staticmethod
@@ -99,7 +99,7 @@ class _WideNorm(torch.autograd.Function):
         dx += _apply(wide, k, share * dweight, share * dbias, mean, var, eps)
         return _widen(dx, 1 / k), dweight, dbias, None, None, None, None, None
 
-# %% ../nbs/14b_cpu.ipynb #e9ec0986
+# %% ../nbs/14b_cpu.ipynb #102bf5f5
 def _pays(x, weight, training):
     "Is this a norm in training whose sums would share a cache line, on a map that is large enough to matter?"
     if not training or weight is None or x.device.type != "cpu" or x.ndim != 4 or x.numel() < 1 << 15: return False
