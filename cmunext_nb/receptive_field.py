@@ -14,6 +14,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
+from .cpu import keep_memory
 from .layers import as_images, as_logits, find_layer, untouched
 from .predict import network_channels
 
@@ -459,7 +460,7 @@ def effective_receptive_field(
 ) -> torch.Tensor: # float32 (H, W), sums to 1
     "How much each pixel moves one position of a layer: the mean of |d(sum of its channels) / d(pixel)| over images and input channels. Luo et al. 2016."
     (_, x), total, name = as_images(model, images, size), 0, "The logits" if layer is None else find_layer(model, layer)[0]
-    with untouched(model):
+    with untouched(model), keep_memory():  # of one batch for the next
         for part in x.split(batch_size):
             part = part.contiguous(memory_format=torch.channels_last).requires_grad_()
             out = run_to(model, layer, part)

@@ -245,7 +245,7 @@ def evaluate(
     _check_fit(model, data, "validation")
     device = torch.device(device) if device is not None else next(model.parameters()).device
     model.to(device)
-    counts, loss = _count(model, data, device, pick_precision(device, amp), BCEDiceLoss(), batch_size)
+    with keep_memory(): counts, loss = _count(model, data, device, pick_precision(device, amp), BCEDiceLoss(), batch_size)
     result = _scores(counts, loss)
     if per_image:
         each = {m: reduce_counts(*counts.unbind(-1), m, "none").mean(1).tolist() for m in ("iou", "f1")}
