@@ -85,7 +85,7 @@ class _WideNorm(torch.autograd.Function):
             running_var.lerp_(var * (count / (count - 1)), momentum)
         ctx.save_for_backward(x, weight, mean, var)
         ctx.about = k, eps
-        return _widen(_apply(wide, k, weight, bias, mean, var, eps), 1 / k)
+        return _widen(_apply(wide, k, weight, bias, mean, var, eps), 1 / k).detach()  # no view any more: an activation may work in place
 
     @staticmethod
     @once_differentiable

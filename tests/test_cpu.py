@@ -57,6 +57,27 @@ def test_a_frozen_norm_gets_no_gradient():
     assert norm.weight.grad is None and x.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("act", [nn.ReLU(inplace=True), nn.SiLU(inplace=True), lambda y: y.add_(1).mul_(2)], ids=["relu", "silu", "tensor"])
+def test_an_activation_may_work_in_place(act):
+    "As in most networks of other libraries."
+    norm, x, gradients = nn.BatchNorm2d(24), last(2, 24, 64, 64, dtype=torch.float32), []
+    for mode in (wide_norm(), torch.enable_grad()):
+        z = x.clone().requires_grad_()
+        with mode: loss = act(norm(z)).square().sum()
+        gradients.append(torch.autograd.grad(loss, z)[0])
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3)
+
+
+def test_a_network_of_another_library_trains():
+    "Mobile networks have 8, 24 and 40 channels, and activations that work in place."
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    net = nn.Sequential(torchvision.models.mobilenet_v3_small(weights=None).features[:4], nn.Conv2d(24, 1, 1), nn.Upsample(scale_factor=8)).train()
+    images, masks = torch.randint(0, 255, (4, 3, 128, 128), dtype=torch.uint8), torch.randint(0, 2, (4, 1, 128, 128), dtype=torch.uint8)
+    history = fit(net, (images, masks), recipe="fast", epochs=2, batch_size=2, sizes=None, progress=False, device="cpu")
+    assert history.last["loss"] > 0 and all(p.isfinite().all() for p in net.parameters())
+
+
 def test_a_constant_map_is_no_division_by_zero():
     x = torch.full((2, 8, 64, 64), 7.0).contiguous(memory_format=torch.channels_last).requires_grad_()
     norm = nn.BatchNorm2d(8)
