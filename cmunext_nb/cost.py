@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
+from .cpu import page_faults
 from .layers import untouched
 from .model import create_model
 from .predict import at_rest, network_channels
@@ -284,12 +285,6 @@ def _threads(count):
         yield torch.get_num_threads()
     finally: torch.set_num_threads(before)
 
-def _page_faults():
-    "Pages of memory that the system has handed out to this process so far; 0 where it does not say."
-    try: from resource import RUSAGE_SELF, getrusage
-    except ImportError: return 0  # Windows
-    return getrusage(RUSAGE_SELF).ru_minflt
-
 def _is_channels_last(model):
     "Whether the weights of a network lie in memory with the channels last."
     weight = next((p for p in model.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1), None) if isinstance(model, nn.Module) else None
@@ -318,9 +313,9 @@ def latency(
     shape = (batch_size, in_channels or network_channels(model), *_side(image_size))
     with _threads(threads) as used, at_rest(model, device) as (place, own):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(place, own, memory_format=layout)
-        before = _page_faults()
+        before = page_faults()
         times = _times(model, x, warmup + repeats, None if dtype == own else dtype)
-        pages = (_page_faults() - before) / len(times)
+        pages = (page_faults() - before) / len(times)
     words = [str(own)[6:], f"{str(dtype)[6:]} by autocast" * (dtype not in (None, own)), "channels last" if last else "channels first",
              _device_words(place), f"{used} thread{'s' * (used > 1)}" * (place.type == "cpu")]
     return Latency(times[warmup:], times[:warmup], shape, ", ".join(filter(None, words)), name, pages)
