@@ -4,7 +4,7 @@ One image of 256 x 256, then batches of 8. The variants take turns: a round is o
 for so many seconds a network, three at least; the median over all rounds is kept, so that a machine whose clock and load vary treats
 them alike. The measure of all ratios is the plain eager float32 network as anybody runs it: in a process of its own that does nothing else, whose allocator is as it comes.
 The other variants share a process that keeps its memory (nbs/14b_cpu.ipynb), and `eager_kept` is the plain network there. Beside them stand: how far the masks agree with its masks (Dice, phantoms), the machine's own matrix
-product measured between the rounds, and, for the fastest engine, the time of each kind of operation. Prints JSON. With --threads 1 a
+product measured between the rounds, the time of each kind of operation in OpenVINO, and what GELU takes of bfloat16. Prints JSON. With --threads 1 a
 machine that is busy with something else disturbs least.
 """
 import argparse, copy, json, multiprocessing, statistics, tempfile, time, warnings
@@ -15,7 +15,7 @@ from machine import machine
 
 import cmunext_nb as cn
 from cmunext_nb.cpu import keep_memory
-from cmunext_nb.deploy import deploy, export_onnx, fold
+from cmunext_nb.deploy import _in_openvino, deploy, export_onnx, fold
 from cmunext_nb.weights import preprocess, to_channels
 
 
@@ -123,6 +123,20 @@ def operations(path, x, threads):
     return dict(engine="openvino_float32", kinds_ms=top(kinds, 10), layers_ms=top(layers, 8))
 
 
+def activations(path, deployed, x, seconds, threads):
+    "Milliseconds of the bfloat16 network with GELU as OpenVINO computes it, as `deploy` gives it, and with ReLU in the place of every GELU."
+    import openvino as ov
+    from openvino import opset13 as op
+    exact, without = ov.Core().read_model(str(path)), ov.Core().read_model(str(path))
+    for node in without.get_ordered_ops():
+        if node.get_type_name() != "Gelu": continue
+        users, relu = node.output(0).get_target_inputs(), op.relu(node.input_value(0))
+        for user in users: user.replace_source_output(relu.output(0))
+    nets = {"all bfloat16, GELU": (_in_openvino(exact, threads, "bf16")[0], ""), "as deployed": (deployed, ""), "all bfloat16, ReLU": (_in_openvino(without, threads, "bf16")[0], "")}
+    times, _ = timed(nets, x, seconds, 3, True)
+    return {key: dict(median_ms=round(statistics.median(ms), 2), fastest_ms=round(min(ms), 2)) for key, ms in times.items()}
+
+
 def measure(name, args):
     "All figures of one network."
     images = cn.make_phantom(8, size=256, seed=7)[0]
@@ -132,7 +146,7 @@ def measure(name, args):
         nets, path = variants(name, model, args, Path(folder))
         logits = {key: torch.as_tensor(net(x)) for key, (net, _) in nets.items() if key != "eager"}
         (one, peaks), (eight, _) = timed(nets, x[:1], args.seconds, 3, True), timed(nets, x, args.seconds / 3, 1, False)
-        where = operations(path, x[:1], args.threads)
+        where, gelu = operations(path, x[:1], args.threads), activations(path, nets["openvino_bfloat16"][0], x[:1], args.seconds / 4, args.threads)
         nets["eager"][0].close()
     logits["eager"] = logits["eager_kept"]  # the same network
     truth, macs = logits["eager"] > 0, cn.cost_table(name, 256)[0]["macs"]
@@ -143,7 +157,7 @@ def measure(name, args):
                            batch8_images_per_second=round(8000 / ms8, 1), batch8_times_faster=round(statistics.median(eight["eager"]) / ms8, 2),
                            share_of_matmul_peak=round(2e-6 * macs / ms / peak, 3), max_logit_difference=float(f"{(logits[key] - logits['eager']).abs().max():.2g}"),
                            mask_dice=round(float(2 * (mask & truth).sum() / (mask.sum() + truth.sum())), 5))
-    return dict(gmacs=round(macs / 1e9, 3), matmul_gflops=round(peak, 1), ms_at_peak=round(2e-6 * macs / peak, 2), variants=result, operations=where)
+    return dict(gmacs=round(macs / 1e9, 3), matmul_gflops=round(peak, 1), ms_at_peak=round(2e-6 * macs / peak, 2), variants=result, operations=where, activations=gelu)
 
 
 def main():

@@ -252,19 +252,69 @@ def _in_openvino(model, threads, hint, eight_bit=False):
     def run(x): return torch.from_numpy(np.array(engine(tuple(x.shape))(x.cpu().contiguous().numpy())[0]))
     return run, dict(f32="float32", bf16="bfloat16", f16="float16").get(chosen, chosen)
 
+# %% ../nbs/30_deploy.ipynb #30c00004
+_END, _GELU = 3.7, (0.396475097, -0.0625877283, 0.00784870134, -0.000617502394, 2.68888017e-05, -4.89974542e-07)  # by `fit_gelu` above
+
+# %% ../nbs/30_deploy.ipynb #30c00008
+def _within(name, parts):
+    "Whether a layer of this name is one of the named parts, or lies in one."
+    return f"{name.split('/')[0]}.".startswith(tuple(f"{part}." for part in parts))
+
+def _cheap_gelu(model, kept):
+    "The GELUs of an OpenVINO model become polynomials, but for those behind the convolutions of the kept parts."
+    op, behind = _need("openvino.opset13", "deploy(backend='openvino')"), ""
+    number = lambda v: op.constant(np.float32(v))
+    for node in model.get_ordered_ops():
+        if "Convolution" in node.get_type_name(): behind = node.get_friendly_name()
+        if node.get_type_name() != "Gelu" or _within(behind, kept): continue
+        x, users = node.input_value(0), node.output(0).get_target_inputs()
+        t = op.clamp(x, -_END, _END)
+        square, y = op.multiply(t, t), number(_GELU[-1])
+        for a in _GELU[-2::-1]: y = op.add(op.multiply(y, square), number(a))
+        y = op.multiply(x, op.add(op.multiply(t, y), number(0.5)))
+        for user in users: user.replace_source_output(y.output(0))
+    model.validate_nodes_and_infer_types()
+    return model
+
+# %% ../nbs/30_deploy.ipynb #30c00013
+_FIRST = "stem", "encoder.0.blocks.0.mix_space"  # where speckle first becomes numbers
+KEEP = dict(float32=(), bfloat16=_FIRST, int8=(*_FIRST, *(f"decoder.{i}.fusion.fuse.expand" for i in range(4))))  # parts that stay in float32
+
+# %% ../nbs/30_deploy.ipynb #30c00012
+def _keep_float32(ov, model, kept):
+    "The same OpenVINO model, whose named parts compute in float32 where the rest is told another format."
+    from xml.etree import ElementTree as tree
+    with tempfile.TemporaryDirectory() as folder:
+        text, numbers = Path(folder) / "model.xml", Path(folder) / "model.bin"
+        ov.serialize(model, text, numbers)
+        root, inside = tree.parse(text).getroot(), False
+        for layer in root.find("layers"):
+            if "Convolution" in layer.get("type"): inside = _within(layer.get("name"), kept)
+            if not inside or layer.get("type") == "Const": continue
+            note = layer.find("rt_info")
+            if note is None: layer.insert(1, note := tree.Element("rt_info"))
+            tree.SubElement(note, "attribute", name="precise", version="0")
+        return ov.Core().read_model(tree.tostring(root), numbers.read_bytes())
+
 # %% ../nbs/30_deploy.ipynb #139c6787
-def _in_torch(model, precision):
+def _outside_autocast(forward, device):
+    "The forward of a part, in float32 though everything around it computes in another format."
+    def call(*given):
+        with torch.autocast(device, enabled=False): return forward(*(x.float() if isinstance(x, torch.Tensor) else x for x in given))
+    return call
+
+def _in_torch(model, precision, keep=()):
     "A function that runs the folded network in PyTorch, the channels last, where the network is; bfloat16 by autocast."
     net = fold(model).float().requires_grad_(False).to(memory_format=torch.channels_last)
     place = next(net.parameters()).device
+    for name, part in net.named_modules():
+        if name in keep: part.forward = _outside_autocast(part.forward, place.type)
     def run(x):
         with torch.inference_mode(), torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16"):
             return net(x.to(place, memory_format=torch.channels_last)).float()
     return run
 
 # %% ../nbs/30_deploy.ipynb #0a2d1bc7
-KEEP = ("decoder.0.fusion.fuse.expand",)
-
 def _calibration(images, channels, how):
     "Calibration images as prepared arrays, each (1, C, H, W)."
     images = getattr(images, "images", images)
@@ -324,11 +374,18 @@ def _check_choice(backend, precision, calibration):
 def _openvino(data, threads, precision, images, keep):
     "A function that runs ONNX bytes in OpenVINO, and the number format in use where that is not the one asked for."
     ov = _need("openvino", "deploy(backend='openvino')")
+    short = precision != "float32" and "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     source = _openvino_int8(data, images, keep) if images else ov.Core().read_model(data)
-    run, used = _in_openvino(source, threads, "bf16" if precision == "bfloat16" else "f32", bool(images))
+    if short: source = _keep_float32(ov, _cheap_gelu(source, keep), keep)
+    run, used = _in_openvino(source, threads, "bf16" if short or precision == "bfloat16" else "f32", bool(images))
     if precision != "bfloat16": return run, None
-    if used != "bfloat16": warnings.warn(f"This processor has no bfloat16 arithmetic (avx512_bf16 or AMX): OpenVINO computes in {used}.", stacklevel=3)
+    if used != "bfloat16": warnings.warn(f"This processor has no bfloat16 arithmetic (avx512_bf16 or AMX): OpenVINO computes in {used}.", stacklevel=4)
     return run, used
+
+def _engine(backend, data, threads, precision="float32", images=None, keep=()):
+    "The same for any engine that reads ONNX bytes."
+    if backend == "openvino": return _openvino(data, threads, precision, images, keep)
+    return _in_onnxruntime(_onnxruntime_int8(data, images, keep) if images else data, threads), None
 
 # %% ../nbs/30_deploy.ipynb #10fab6d8
 def _described(model):
@@ -341,6 +398,17 @@ def _described(model):
     else: raise TypeError(f"deploy takes a network (nn.Module) or the path of a file written by export_onnx, not {type(model).__name__}.")
     return about["config"], about["preprocess"]["name"]
 
+# %% ../nbs/30_deploy.ipynb #30c00015
+def _say_agreement(run, exact, images):
+    "A warning where the masks of an engine on prepared images are not those of the exact one: Dice below 0.99."
+    same = total = 0
+    for image in images:
+        a, b = (logits > 0 if logits.shape[1] == 1 else logits == logits.amax(1, keepdim=True) for logits in (f(torch.from_numpy(image)) for f in (run, exact)))
+        same, total = same + 2 * (a & b).sum().item(), total + a.sum().item() + b.sum().item()
+    score = same / total if total else 1.0
+    if score < 0.99: warnings.warn(f"In 8 bits the masks of {len(images)} calibration images agree with float32 to a Dice score of {score:.3f} only. Give more images like those "
+                                   "to come, leave more parts in float32 (keep=...), or deploy in bfloat16 or float32.", stacklevel=3)
+
 # %% ../nbs/30_deploy.ipynb #7edf3bce
 def deploy(
     model, # network, which is not changed, or the path of a file written by `export_onnx`, which saves the time of exporting
@@ -348,19 +416,19 @@ def deploy(
     precision: str = "float32", # "float32", "bfloat16" or "int8", see `ENGINES`
     calibration=None, # for int8: images (N, C, H, W), uint8 or float in 0..1, or a SegmentationData, at the size that the network will see
     threads: int = None, # of the CPU, for the engines other than torch; None: as many as torch uses
-    keep: tuple = KEEP, # for int8: names of layers or parts that stay in float32
+    keep: tuple = None, # names of layers or parts that stay in float32 in a short format; None: those of `KEEP`
 ) -> Deployed: # a callable on (N, C, H, W), for `predict` in the model's place
     "A network in another engine, folded, any image size from 16 pixels up; a missing package or a choice that does not exist is said."
     _check_choice(backend, precision, calibration)
-    (config, how), threads, used = _described(model), threads or torch.get_num_threads(), None
+    (config, how), threads, keep = _described(model), threads or torch.get_num_threads(), KEEP[precision] if keep is None else tuple(keep)
     images = _calibration(calibration, config["in_channels"], how) if precision == "int8" else None
     if backend == "torch":
         if not isinstance(model, nn.Module): raise TypeError(f"backend='torch' needs the network itself, not the file {model}.")
-        return Deployed(_in_torch(model, precision), config, how, backend, precision)
+        return Deployed(_in_torch(model, precision, keep), config, how, backend, precision)
     _need(backend, f"deploy(backend={backend!r})")
     data = _onnx(model).SerializeToString() if isinstance(model, nn.Module) else Path(model).read_bytes()
-    if backend == "onnxruntime": run = _in_onnxruntime(_onnxruntime_int8(data, images, keep) if images else data, threads)
-    else: run, used = _openvino(data, threads, precision, images, keep)
+    run, used = _engine(backend, data, threads, precision, images, keep)
+    if images: _say_agreement(run, _engine(backend, data, threads)[0], images[:16])
     return Deployed(run, config, how, backend, precision, used)
 
 # %% ../nbs/30_deploy.ipynb #0127017a

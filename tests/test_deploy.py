@@ -14,8 +14,9 @@ from torch import nn
 
 import cmunext_nb as cn
 from cmunext_nb.conv import ConvBlock
-from cmunext_nb.deploy import Deployed, _spans, deploy, export_onnx, export_program, fold, fold_forward, pixel_recipe, predict_tiled, reach, read_onnx_metadata
+from cmunext_nb.deploy import KEEP, Deployed, _cheap_gelu, _keep_float32, _onnx, _say_agreement, _spans, deploy, export_onnx, export_program, fold, fold_forward, pixel_recipe, predict_tiled, reach, read_onnx_metadata
 from cmunext_nb.model import PlainFusion, create_model
+from cmunext_nb.weights import preprocess, to_channels
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAST = dict(float32=0.999, bfloat16=0.998, int8=0.99)
@@ -173,6 +174,81 @@ def test_bfloat16_is_used_or_its_absence_is_said(file):
         net = deploy(file, "openvino", "bfloat16")
     assert net.computes_in == ("bfloat16" if has else "float32")
     assert has != any("no bfloat16" in str(w.message) for w in said) and has != ("was asked for" in repr(net))
+
+
+def layers_of(data, keep=KEEP["bfloat16"]):
+    "Every convolution and what is left of GELU in OpenVINO's plan: name -> number format."
+    ov = pytest.importorskip("openvino")
+    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"): pytest.skip("this processor has no bfloat16")
+    source = _keep_float32(ov, _cheap_gelu(ov.Core().read_model(data), keep), keep)
+    kinds = [(node.get_type_name(), node.get_friendly_name()) for node in source.get_ordered_ops()]
+    plan = ov.Core().compile_model(source, "CPU", dict(INFERENCE_PRECISION_HINT="bf16")).get_runtime_model().get_ordered_ops()
+    info = lambda node, key: str(node.get_rt_info()[key].value)
+    return kinds, {n.get_friendly_name().split("/")[0]: info(n, "runtimePrecision") for n in plan if "Convolution" in info(n, "layerType")}
+
+
+@needs_onnx
+def test_kept_parts_compute_in_float32():
+    "The first layers keep their numbers and their GELU, all others are short and have the polynomial."
+    small = _onnx(create_model("cmunext", dims=(4, 8, 8), depths=(1, 1, 2), kernel_sizes=(3, 3, 5))).SerializeToString()
+    kinds, formats = layers_of(small)
+    long = [layer for layer, used in formats.items() if used == "f32"]
+    assert long == ["stem.conv", "encoder.0.blocks.0.mix_space.conv"] and set(formats.values()) == {"f32", "bf16"} and len(formats) > 15
+    assert sum(kind == "Gelu" for kind, _ in kinds) == 1 and sum(kind == "Clamp" for kind, _ in kinds) > 12
+    assert set(layers_of(small, ())[1].values()) == {"bf16"}
+
+
+@needs_onnx
+def test_kept_parts_of_other_networks():
+    "Names that a network does not have are left out, and a network without GELU stays as it is."
+    kinds, formats = layers_of(_onnx(create_model("unet", dims=(4, 8, 16))).SerializeToString())
+    assert [layer for layer, used in formats.items() if used == "f32"] == ["stem.conv"] and not any(kind in ("Gelu", "Clamp") for kind, _ in kinds)
+
+
+@needs_onnx
+def test_the_polynomial_is_gelu():
+    "In the engine and in float32, so that nothing else rounds: far less than bfloat16 does at 1."
+    ov = pytest.importorskip("openvino")
+    net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.GELU())
+    with torch.no_grad(): net[0].weight[:], net[0].bias[:] = 1, 0
+    x = torch.linspace(-50, 50, 40000).view(1, 1, 200, 200)
+    short = ov.Core().compile_model(_cheap_gelu(ov.Core().read_model(_onnx(net).SerializeToString()), ()), "CPU", dict(INFERENCE_PRECISION_HINT="f32"))
+    error = (torch.from_numpy(short(x.numpy())[0]) - net(x)).abs().detach()
+    assert 1e-5 < error.max() < 5.2e-4 and error[x.abs() > 6].max() < 2e-5
+
+
+def test_torch_keeps_parts_too(model, scans):
+    x = preprocess(to_channels(scans[:2], 3), model.preprocess)
+    with torch.no_grad(): right = model(x)
+    far = lambda keep: (deploy(model, "torch", "bfloat16", keep=keep)(x) - right).abs().mean()
+    assert far(tuple(n for n, _ in model.named_children()) + tuple(f"{side}.{i}" for side, n in (("encoder", 5), ("decoder", 4)) for i in range(n))) < 1e-4 < far(())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_eight_bits_that_disagree_are_said(channels):
+    "Masks of one class, or of several; one pixel of two hundred may differ, nine may not; two empty masks agree."
+    right = -torch.ones(1, channels, 20, 20)
+    right[:, -1, :10, :20] = 1
+    def with_wrong(pixels):
+        logits = right.clone()
+        logits[:, -1].view(-1)[:pixels] *= -1 if channels == 1 else -2
+        return logits
+    images, say = [np.zeros((1, 3, 20, 20), np.float32)], lambda run, exact: _say_agreement(lambda x: run, lambda x: exact, images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        say(with_wrong(1), right)
+        if channels == 1: say(-right.abs(), -right.abs())
+    with pytest.warns(UserWarning, match="Dice score of 0.9[0-8].*leave more parts in float32"): say(with_wrong(9), right)
+
+
+def test_eight_bits_are_compared_with_float32(model, file, scans, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    seen = []
+    monkeypatch.setattr(sys.modules["cmunext_nb.deploy"], "_say_agreement", lambda *given: seen.append(given))
+    deploy(file, "onnxruntime", "int8", scans[:2])
+    (run, exact, images), = seen
+    with torch.no_grad(): right = model(torch.from_numpy(images[0]))
+    assert len(images) == 2 and (exact(torch.from_numpy(images[0])) - right).abs().max() < 1e-3 < (run(torch.from_numpy(images[0])) - right).abs().max()
 
 
 def test_the_lab_takes_it(model, file):
