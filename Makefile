@@ -37,17 +37,20 @@ demo: $(VENV)/.user  ## train CMUNeXt-S on the bundled synthetic ultrasound, rep
 lab: $(VENV)/.lab  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs/index.ipynb
 
+# The site is built once, and what the check has built is what the browser opens.
 # In CI there is a browser, which runs the lab notebooks from the top as well: once is enough.
-test: check  ## everything that CI checks
+SITE :=
+test:           ## everything that CI checks
+	$(MAKE) check SITE=$(CURDIR)/artifacts/site
 	$(MAKE) test-notebooks $(if $(CI),NB_SKIP='^([_.]|4[0-4]_|50_)')
 	$(MAKE) test-python
 	$(MAKE) -j2 test-labs test-wheel
-	$(MAKE) test-browser
+	$(MAKE) test-browser SITE=$(CURDIR)/artifacts/site
 	@echo "All checks passed."
 
 check: $(VENV)/.dev  ## export and clean leave no diff, README equals index, notebooks are clean, the site builds
 	$(BIN)/python .ci/notebooks.py check
-	$(BIN)/python .ci/site.py --tool smalldocs
+	$(BIN)/python .ci/site.py --tool smalldocs $(if $(SITE),--out $(SITE))
 
 test-notebooks: $(VENV)/.dev  ## every notebook runs from the top
 	$(NB_ENV) $(BIN)/nbdev_test --path nbs --n_workers $(WORKERS) --do_print --skip_file_re '$(NB_SKIP)'
@@ -63,7 +66,7 @@ test-colab: $(VENV)/.dev  ## the notebooks that are meant for Colab, with its ve
 
 test-browser: $(VENV)/.dev  ## every lab in JupyterLab and a headless browser; screenshots in artifacts/browser
 	$(BIN)/python .ci/browser.py
-	CMUNEXT_QUIET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser -m browser -n $(WORKERS) --dist loadgroup
+	CMUNEXT_QUIET=1 OMP_NUM_THREADS=1 CMUNEXT_SITE=$(SITE) $(BIN)/python -m pytest tests/browser -m browser -n $(WORKERS) --dist loadgroup
 
 test-wheel: $(VENV)/.dev  ## the built wheel, installed on its own, imports and predicts
 	$(BIN)/python .ci/wheel.py

@@ -1,10 +1,13 @@
-"""The demo of the site in a headless Chromium: its masks are Python's, it needs nothing but a static server, a keyboard is enough."""
+"""The demo of the site in a headless Chromium: its masks are Python's, it needs nothing but a static server, a keyboard is enough.
+
+CMUNEXT_SITE names a folder with a built site, whose demo is taken; without it, its files are made first."""
 import io
 import os
 import shutil
 import subprocess
 import tarfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,15 +31,16 @@ def folder(tmp_path_factory):
     "The page, what is made for it, and the engine from npm, in one folder."
     lacking = pytest.fail if os.environ.get("CI") == "true" else pytest.skip  # CI installs npm, so that there nothing may be left out
     if shutil.which("npm") is None: lacking("npm is not installed, and the engine of the demo comes from there (Debian, Ubuntu: apt-get install npm)")
-    for package in ("onnx", "onnxscript"): pytest.importorskip(package, reason="the demo's network is exported with the extra deploy")
-    folder = tmp_path_factory.mktemp("demo") / "demo"
-    shutil.copytree(PAGE, folder)
+    built, folder = os.environ.get("CMUNEXT_SITE"), tmp_path_factory.mktemp("demo") / "demo"
+    shutil.copytree(Path(built) / "demo" if built else PAGE, folder)
+    if not built:
+        for package in ("onnx", "onnxscript"): pytest.importorskip(package, reason="the demo's network is exported with the extra deploy")
+        ci_module("demo").make(folder)
     got = subprocess.run(["npm", "pack", f"onnxruntime-web@{version()}", "--silent"], cwd=folder.parent, capture_output=True, text=True, timeout=300)
     if got.returncode: lacking(f"npm could not fetch onnxruntime-web: {got.stderr.strip()[-300:]}")
     (folder / "vendor").mkdir()
     with tarfile.open(folder.parent / got.stdout.split()[-1]) as archive:
         for name in FILES: (folder / "vendor" / name).write_bytes(archive.extractfile(f"package/dist/{name}").read())
-    ci_module("demo").make(folder)
     return folder
 
 
