@@ -241,6 +241,11 @@ def test_eight_bits_that_disagree_are_said(channels):
     with pytest.warns(UserWarning, match="Dice score of 0.9[0-8].*leave more parts in float32"): say(with_wrong(9), right)
 
 
+def test_parts_to_keep_are_the_networks(model):
+    assert deploy(model, "torch", "bfloat16", keep="head").computes_in == "bfloat16"
+    with pytest.raises(ValueError, match="'decodr.1' is no part of this network. Near: decoder.1, "): deploy(model, "torch", "bfloat16", keep=("head", "decodr.1"))
+
+
 def test_eight_bits_are_compared_with_float32(model, file, scans, monkeypatch):
     pytest.importorskip("onnxruntime")
     seen = []
