@@ -17,6 +17,8 @@ from cmunext_nb.deploy import KEEP, deploy, export_onnx
 from cmunext_nb.weights import preprocess, to_channels
 
 ROOT = Path(__file__).resolve().parent.parent
+BLOCK = "encoder.0.blocks.0"
+PARTS = ["stem", "encoder.0", f"{BLOCK}.mix_space", f"{BLOCK}.mix_channels", *(f"encoder.{i}" for i in range(1, 5)), *(f"decoder.{i}" for i in range(4)), "head"]
 
 
 def masks(net, x): return torch.cat([torch.as_tensor(net(x[i:i + 1])) > 0 for i in range(len(x))]).flatten(1)
@@ -27,12 +29,6 @@ def score(found, truth):
     both, either = 2 * (found & truth).sum(1), found.sum(1) + truth.sum(1)
     each = torch.where(either > 0, both / either.clamp(min=1), 1.0)
     return dict(dice=round(float(both.sum() / either.sum()), 5), mean=round(float(each.mean()), 5), worst=round(float(each.min()), 3))
-
-
-def parts(model):
-    "Names of parts: the boxes of the U, and those of the first block."
-    block = "encoder.0.blocks.0"
-    return ["stem", "encoder.0", f"{block}.mix_space", f"{block}.mix_channels", *(f"encoder.{i}" for i in range(1, 5)), *(f"decoder.{i}" for i in range(4)), "head"]
 
 
 @torch.inference_mode()
@@ -47,7 +43,7 @@ def measure(weights, images, calibration, folder):
         keeps = {"all short": (), "as deployed": KEEP[precision]}
         if (backend, precision) == ("openvino", "int8"): keeps.update({f"and {name[:9]}": tuple(k for k in KEEP["int8"] if k != name) for name in KEEP["int8"] if "expand" in name})
         for kept, keep in keeps.items(): engines[f"{backend} {precision}, {kept}"] = run(backend, precision, keep)
-    return dict(images=len(x), engines=engines, parts={name: run("openvino", "bfloat16", (name,)) for name in parts(model)})
+    return dict(images=len(x), engines=engines, parts={name: run("openvino", "bfloat16", (name,)) for name in PARTS})
 
 
 def main():
