@@ -239,16 +239,16 @@ def _of_one_shape(ov, model, shape, settings):
     fixed.reshape(list(shape))
     return ov.Core().compile_model(fixed, "CPU", settings)
 
-def _in_openvino(model, threads, hint, eight_bit=False):
-    "A function that runs an OpenVINO model on the CPU, and the number format that the engine chose."
+def _in_openvino(model, threads, hint, eight_bit=False, fixed=None):
+    "A function that runs an OpenVINO model on the CPU, and the number format that the engine chose; `fixed`: the model for engines of one shape."
     ov = _need("openvino", "deploy(backend='openvino')")
     settings = dict(INFERENCE_NUM_THREADS=threads, PERFORMANCE_HINT="LATENCY", INFERENCE_PRECISION_HINT=hint)
     compiled = ov.Core().compile_model(model, "CPU", settings)
     chosen = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    small, own = lru_cache(4)(lambda shape: _of_one_shape(ov, model, shape, settings)), {}
+    small, own = lru_cache(4)(lambda shape: _of_one_shape(ov, fixed or model, shape, settings)), {}
     def engine(shape):
         if eight_bit and max(shape[2:]) < _SMALL: return small(shape)
-        if shape not in own and len(own) < _OWN and shape[0] * shape[2] * shape[3] <= _PIXELS: own[shape] = _of_one_shape(ov, model, shape, settings)
+        if shape not in own and len(own) < _OWN and shape[0] * shape[2] * shape[3] <= _PIXELS: own[shape] = _of_one_shape(ov, fixed or model, shape, settings)
         return own.get(shape, compiled)
     def run(x): return torch.from_numpy(np.array(engine(tuple(x.shape))(x.cpu().contiguous().numpy())[0]))
     return run, dict(f32="float32", bf16="bfloat16", f16="float16").get(chosen, chosen)
@@ -377,8 +377,9 @@ def _openvino(data, threads, precision, images, keep):
     ov = _need("openvino", "deploy(backend='openvino')")
     short = precision != "float32" and "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     source = _openvino_int8(data, images, keep) if images else ov.Core().read_model(data)
-    if short: source = _keep_float32(ov, _cheap_gelu(source, keep), keep)
-    run, used = _in_openvino(source, threads, "bf16" if short or precision == "bfloat16" else "f32", bool(images))
+    free = _keep_float32(ov, source, keep) if short else source  # with GELU, see above
+    fixed = _keep_float32(ov, _cheap_gelu(source, keep), keep) if short else source
+    run, used = _in_openvino(free, threads, "bf16" if short or precision == "bfloat16" else "f32", bool(images), fixed)
     if precision != "bfloat16": return run, None
     if used != "bfloat16": warnings.warn(f"This processor has no bfloat16 arithmetic (avx512_bf16 or AMX): OpenVINO computes in {used}.", stacklevel=4)
     return run, used

@@ -198,6 +198,17 @@ def test_kept_parts_compute_in_float32():
     assert set(layers_of(small, ())[1].values()) == {short}
 
 
+def test_free_sizes_keep_their_gelu(file, monkeypatch):
+    "Without a known size the engine would make a pass of each of the polynomial's operations."
+    ov, given = pytest.importorskip("openvino"), []
+    monkeypatch.setattr(sys.modules["cmunext_nb.deploy"], "_in_openvino", lambda free, threads, hint, small, fixed: given.extend((free, fixed)) or (None, "bfloat16"))
+    deploy(file, "openvino", "bfloat16")
+    count = lambda model, kind: sum(node.get_type_name() == kind for node in model.get_ordered_ops())
+    free, fixed = given
+    has = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert count(free, "Gelu") > 20 and count(free, "Clamp") == 0 and count(fixed, "Gelu") == (1 if has else count(free, "Gelu"))
+
+
 @needs_onnx
 def test_kept_parts_of_other_networks():
     "Names that a network does not have are left out, and a network without GELU stays as it is."
