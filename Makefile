@@ -9,7 +9,7 @@ NB_SKIP ?= ^[_.]
 # One thread a worker while several notebooks run at once: more would only make them wait for each other.
 NB_ENV := CMUNEXT_QUIET=1 OMP_NUM_THREADS=1 MPLBACKEND=agg
 
-.PHONY: help demo lab test check test-notebooks test-python test-labs test-colab test-browser test-wheel docs notebooks readme export bench clean
+.PHONY: help demo lab test check test-notebooks test-python test-labs test-colab test-browser test-wheel browser docs notebooks readme export bench clean
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
@@ -40,13 +40,23 @@ lab: $(VENV)/.lab  ## open the notebooks in JupyterLab
 # The site is built once, and what the check has built is what the browser opens.
 # In CI there is a browser, which runs the lab notebooks from the top as well: once is enough.
 SITE :=
+# A browser and npm come from the system's packages, Python's from pip: both at once where CI has to fetch them.
 test:           ## everything that CI checks
+	$(MAKE) -j2 $(VENV)/.dev $(if $(CI),browser)
+	@date +"%T  installed"
 	$(MAKE) check SITE=$(CURDIR)/artifacts/site
+	@date +"%T  notebooks are clean, the site builds"
 	$(MAKE) test-notebooks $(if $(CI),NB_SKIP='^([_.]|4[0-4]_|50_)')
+	@date +"%T  notebooks run"
 	$(MAKE) test-python
+	@date +"%T  tests pass"
 	$(MAKE) -j2 test-labs test-wheel
+	@date +"%T  old widgets and the wheel work"
 	$(MAKE) test-browser SITE=$(CURDIR)/artifacts/site
-	@echo "All checks passed."
+	@date +"%T  All checks passed."
+
+browser:        # a Chromium and npm, where they are missing and CI may install them; test-browser says so if that failed
+	-@$(PYTHON) .ci/browser.py
 
 check: $(VENV)/.dev  ## export and clean leave no diff, README equals index, notebooks are clean, the site builds
 	$(BIN)/python .ci/notebooks.py check

@@ -23,6 +23,7 @@ from .augment import augment, augmentations
 from .loss import BCEDiceLoss
 from .metrics import reduce_counts, segmentation_counts
 from .cpu import keep_memory, wide_norm
+from .optim import Muon
 
 # %% ../nbs/15_train.ipynb #690b0f67
 @dataclass(frozen=True)
@@ -31,10 +32,10 @@ class Recipe:
     name: str = "custom" # shown in messages and files
     epochs: int = 40 # passes over the training set
     batch_size: int = 8 # images a step, over all processes together
-    optimizer: str = "sgd" # "sgd" or "adamw"
+    optimizer: str = "sgd" # "sgd", "adamw" or "muon"
     lr: float = 0.01 # the highest learning rate of the schedule
     momentum: float = 0.9 # of SGD
-    weight_decay: float = 1e-4 # of every weight with SGD; of the kernels alone with AdamW
+    weight_decay: float = 1e-4 # of every weight with SGD; of the kernels alone with AdamW and Muon
     schedule: str = "poly" # "poly", "onecycle" or "cosine"
     power: float = 0.9 # of the poly schedule
     warmup: float = 0.0 # share of all steps in which the rate climbs ("onecycle", "cosine")
@@ -45,6 +46,7 @@ class Recipe:
     amp: str | bool = False # "auto", "bf16", "fp16" or False, see `pick_precision`
     clip: float | None = None # largest norm of the gradient, or None
     validate_every: int = 1 # epochs; the last epoch is always validated
+    prior: bool = False # a new network begins with the classes' share of the pixels
 
 # %% ../nbs/15_train.ipynb #4cfe5a97
 recipes = dict(
@@ -52,6 +54,7 @@ recipes = dict(
                  augment="paper"),
     fast=Recipe("fast", epochs=40, batch_size=8, optimizer="adamw", lr=4e-3, weight_decay=0.05, schedule="onecycle", warmup=0.25,
                 augment="fast", sizes=((0.0, 0.5), (0.4, 0.75), (0.8, 1.0)), ema=0.995, amp="auto", clip=1.0, validate_every=2))
+recipes["muon"] = replace(recipes["fast"], name="muon", optimizer="muon", warmup=0.1, prior=True)
 
 # %% ../nbs/15_train.ipynb #d43d3b63
 def get_recipe(
@@ -77,7 +80,7 @@ def _check_recipe(recipe):
     must(recipe.epochs >= 1, f"epochs must be at least 1, not {recipe.epochs}")
     must(recipe.batch_size >= 1, f"batch_size must be at least 1, not {recipe.batch_size}")
     must(recipe.lr > 0, f"lr must be above 0, not {recipe.lr}")
-    must(recipe.optimizer in ("sgd", "adamw"), f"optimizer must be 'sgd' or 'adamw', not {recipe.optimizer!r}")
+    must(recipe.optimizer in ("sgd", "adamw", "muon"), f"optimizer must be 'sgd', 'adamw' or 'muon', not {recipe.optimizer!r}")
     must(recipe.schedule in ("poly", "onecycle", "cosine"), f"schedule must be 'poly', 'onecycle' or 'cosine', not {recipe.schedule!r}")
     must(recipe.ema is None or 0 <= recipe.ema < 1, f"ema must be None or in 0..1, not {recipe.ema}")
     if isinstance(recipe.augment, str) and recipe.augment not in augmentations:
@@ -384,15 +387,28 @@ def _set_size(run):
     if run.device.type == "cuda" and sum(t.numel() for t in (run.images, run.masks)) < 4e9:  # bytes; the whole set on the card: no copy in a step
         run.images, run.masks = run.images.to(run.device), run.masks.to(run.device)
 
+# %% ../nbs/15_train.ipynb #prior002
+@torch.no_grad()
+def _begin_with_share(model, masks):
+    "Set the last bias of a network that has seen no batch yet, so that it answers each class's share of the pixels."
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    last = [m for m in model.modules() if isinstance(m, nn.Conv2d)][-1:]
+    new = norms and not any(int(m.num_batches_tracked) for m in norms)
+    if not (new and last and last[0].bias is not None and len(last[0].bias) == masks.shape[1]): return
+    share = masks.sum((0, 2, 3)) / (len(masks) * masks[0, 0].numel())
+    last[0].bias.copy_(share.clamp(1e-3, 1 - 1e-3).logit())
+
 # %% ../nbs/15_train.ipynb #8a291f7e
 def _make_optimizer(model, recipe, recordable=False):
-    "SGD with momentum as in the paper, or AdamW that spares biases and norms from weight decay; `recordable` by a CUDA graph."
+    "SGD with momentum as in the paper, or AdamW or Muon that spare biases and norms from weight decay; `recordable` by a CUDA graph."
     weights = [p for p in model.parameters() if p.requires_grad]
     rate = torch.tensor(recipe.lr, device=weights[0].device) if recordable else recipe.lr
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(weights, rate, recipe.momentum, weight_decay=recipe.weight_decay, **dict(fused=True) if recordable else {})
+    how = dict(weight_decay=recipe.weight_decay, **dict(fused=True, capturable=True) if recordable else {})
+    if recipe.optimizer == "muon": return Muon(model, rate, **how)
     groups = [dict(params=[p for p in weights if p.ndim > 1]), dict(params=[p for p in weights if p.ndim <= 1], weight_decay=0.0)]
-    return torch.optim.AdamW(groups, rate, weight_decay=recipe.weight_decay, **dict(fused=True, capturable=True) if recordable else {})
+    return torch.optim.AdamW(groups, rate, **how)
 
 def _set_rate(run):
     "The rate of this step. Where steps are recorded it is a number on the GPU, which a recorded step reads anew."
@@ -449,6 +465,7 @@ def start_run(
         if data is not None: _check_fit(model, data, what)
     if len(train.images) < world: raise ValueError(f"{len(train.images)} training images are too few for {world} processes")
     model.to(device, memory_format=_layout(device, recipe.amp))
+    if recipe.prior: _begin_with_share(model, train.masks)
     dtype, out = pick_precision(device, recipe.amp), out and Path(out)
     return _equip(Run(model, recipe, train, valid, seed, device, dtype, out, rank=rank, world=world, cuda_graph=cuda_graph))
 
@@ -636,7 +653,8 @@ def _restore_optimizer(run, saved):
 
 def _restore(run, state, where):
     "Continue from a snapshot, or say which part of the setting differs."
-    differs = [f"{k} was {state['about'].get(k)!r} and is now {v!r}" for k, v in run.about.items() if state["about"].get(k) != v]
+    old = {**{f"recipe.{f.name}": f.default for f in fields(Recipe)}, **state["about"]}  # a field that was not yet known had no effect
+    differs = [f"{k} was {old.get(k)!r} and is now {v!r}" for k, v in run.about.items() if old.get(k) != v]
     if differs: raise ValueError(f"{where} belongs to another training: {'; '.join(differs)}. "
                                  "Go on with the old setting, or use resume=False to start anew there, or another out folder")
     run.model.load_state_dict(state["model"])
