@@ -22,7 +22,7 @@ PUBLIC = {
     "augment": ("Augment", "augment"),
     "loss": ("BCEDiceLoss",),
     "metrics": ("segmentation_counts", "iou", "f1", "hd95"),
-    "cpu": ("keep_memory", "wide_norm"),
+    "cpu": ("keep_memory", "wide_norm"), "optim": ("Muon", "orthogonalise"),
     "train": ("fit", "evaluate", "recipes", "Recipe", "History", "pick_device"),
     "predict": ("predict", "Prediction"),
     "layers": ("layer_names", "find_layer", "randomized"),

@@ -31,7 +31,8 @@ def exact():
 
 
 @pytest.mark.parametrize("settings", [dict(recipe="paper", lr=1e-3), dict(recipe="paper", lr=1e-3, clip=0.5, ema=0.9, weight_decay=0.1),
-                                      dict(lr=1e-4, sizes=None), dict(lr=1e-4, weight_decay=0.5)], ids=str)
+                                      dict(lr=1e-4, sizes=None), dict(lr=1e-4, weight_decay=0.5),
+                                      dict(recipe="muon", lr=1e-4, sizes=None)], ids=str)
 def test_recorded_steps_are_the_launched_ones(settings, exact):
     seen, seen_launched, losses = [], [], dict(recorded=[], launched=[])
     model, _ = train(on_step=lambda run: (watched(seen)(run), losses["recorded"].append(run.loss)), epochs=3, **settings)

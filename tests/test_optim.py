@@ -1,0 +1,154 @@
+"""Muon and the beginning with the lesions' share: corner cases. The everyday path is checked in nbs/14c_optimizer.ipynb and nbs/15_train.ipynb."""
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import cmunext_nb as cn
+from cmunext_nb.optim import Muon, matrix_weights, orthogonalise
+from cmunext_nb.train import get_recipe, start_run
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (7, 1), (5, 5), (3, 40), (40, 3), (2, 6, 4)])
+def test_orthogonalise_keeps_directions_and_evens_out_lengths(shape):
+    torch.manual_seed(0)
+    m = torch.randn(shape, dtype=torch.float64)
+    u, s, vt = torch.linalg.svd(m, full_matrices=False)
+    even = orthogonalise(m)
+    inner = u.mT @ even.double() @ vt.mT
+    lengths = inner.diagonal(dim1=-2, dim2=-1)
+    assert even.dtype == torch.float32 and even.shape == m.shape
+    assert 0.6 < lengths.min() and lengths.max() < 1.3
+    assert (inner - torch.diag_embed(lengths)).abs().max() < 1e-3
+
+
+def test_tiny_and_huge_gradients_step_the_same_length():
+    m = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
+    for scale in (1e-4, 1e6): torch.testing.assert_close(orthogonalise(scale * m), orthogonalise(m), atol=1e-2, rtol=0)
+    assert orthogonalise(1e-30 * m).isfinite().all()
+
+
+class Odd(nn.Module):
+    "Layers of every kind, frozen and unused ones among them."
+    def __init__(self):
+        super().__init__()
+        self.first, self.deep, self.grouped = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 1, groups=2)
+        self.up, self.line, self.frozen, self.unused = nn.ConvTranspose2d(8, 4, 2, stride=2), nn.Conv1d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.norm, self.scale, self.last = nn.BatchNorm2d(8), nn.Parameter(torch.ones(())), nn.Conv2d(4, 1, 1)
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x):
+        x = self.up(self.grouped(self.norm(self.deep(self.first(x)))))
+        return self.last(self.frozen(self.line(x.flatten(2)).view_as(x)) * self.scale)
+
+
+def test_layers_of_every_kind():
+    model = Odd()
+    found = matrix_weights(model)
+    names = {n for n, p in model.named_parameters() if p in found}
+    assert names == {"grouped.weight", "up.weight", "line.weight", "unused.weight"} and found[model.grouped.weight] == 2
+    before, optimizer = copy.deepcopy(model.state_dict()), Muon(model)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.randn(2, 3, 8, 8)).square().mean().backward()
+        optimizer.step()
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {n for n, _ in model.named_parameters()} - {"frozen.weight", "frozen.bias", "unused.weight", "unused.bias"}
+
+
+def test_a_network_without_matrices_is_trained_by_adamw():
+    torch.manual_seed(0)
+    a = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    b, optimizers = copy.deepcopy(a), []
+    for model, make in ((a, Muon), (b, lambda m: torch.optim.AdamW(m.parameters(), 4e-3, weight_decay=0.0))):
+        optimizers.append(make(model) if make is not Muon else Muon(model, weight_decay=0.0))
+    for model, optimizer in zip((a, b), optimizers):
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.ones(2, 4)).square().sum().backward()
+            optimizer.step()
+    for p, q in zip(a.parameters(), b.parameters()): torch.testing.assert_close(p, q)
+
+
+def test_the_closure_is_called_once_and_its_loss_returned():
+    model, calls = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), []
+    optimizer = Muon(model)
+
+    def closure():
+        calls.append(1)
+        optimizer.zero_grad()
+        loss = model(torch.ones(2, 4)).square().sum()
+        loss.backward()
+        return loss
+
+    before = copy.deepcopy(model[1].weight)
+    assert optimizer.step(closure).item() > 0 and len(calls) == 1 and not torch.equal(before, model[1].weight)
+    assert len(optimizer.param_groups) == 3  # all are there again
+
+
+def scans(): return cn.make_phantom(16, size=32, seed=0)
+
+
+def trained(out=None, stop=None, **how):
+    torch.manual_seed(41)
+    model = cn.create_model("cmunext_s")
+    history = cn.fit(model, scans(), recipe="muon", epochs=3, out=out, device="cpu", progress=False, on_step=stop, **how)
+    return model, history
+
+
+def test_an_interrupted_training_goes_on_exactly(tmp_path):
+    whole, _ = trained(tmp_path / "whole")
+
+    def stop(run):
+        if run.step == 3: raise KeyboardInterrupt
+
+    _, first = trained(tmp_path / "parts", stop)
+    assert first.interrupted
+    parts, _ = trained(tmp_path / "parts")
+    for (name, a), b in zip(whole.state_dict().items(), parts.state_dict().values()): assert torch.equal(a, b), name
+
+
+def test_a_state_written_before_a_field_was_known_goes_on(tmp_path):
+    how = dict(recipe="fast", epochs=2, out=tmp_path, device="cpu", progress=False)
+    torch.manual_seed(41)
+    cn.fit(cn.create_model("cmunext_s"), scans(), on_epoch=lambda run: False, **how)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    del state["about"]["recipe.prior"]
+    torch.save(state, tmp_path / "state.pt")
+    assert len(cn.fit(cn.create_model("cmunext_s"), scans(), **how).rows) == 2
+    with pytest.raises(ValueError, match="recipe.prior was False and is now True"):
+        cn.fit(cn.create_model("cmunext_s"), scans(), **dict(how, recipe=get_recipe("fast", epochs=2, prior=True), epochs=None))
+
+
+def begun(model, prior=True):
+    images, masks = scans()
+    start_run(model, (images, masks), recipe=get_recipe("muon", prior=prior), device="cpu")
+    return model, masks.float().mean().logit().item()
+
+
+def test_a_new_network_begins_with_the_share():
+    model, wanted = begun(cn.create_model("cmunext_s"))
+    assert model.head.bias.item() == pytest.approx(wanted, abs=1e-5)
+    torch.manual_seed(1)
+    plain = cn.create_model("cmunext_s")
+    bias = plain.head.bias.item()
+    assert begun(plain, prior=False)[0].head.bias.item() == bias
+
+
+def test_a_trained_network_keeps_its_bias():
+    model = cn.create_model("cmunext_s", pretrained="phantom")
+    bias = model.head.bias.item()
+    assert begun(model)[0].head.bias.item() == bias
+
+
+@pytest.mark.parametrize("masks, wanted", [(torch.zeros, 1e-3), (torch.ones, 1 - 1e-3)])
+def test_masks_of_one_kind_give_a_finite_bias(masks, wanted):
+    model = cn.create_model("cmunext_s")
+    start_run(model, (torch.zeros(2, 1, 32, 32, dtype=torch.uint8), masks(2, 1, 32, 32, dtype=torch.uint8)), recipe="muon", device="cpu")
+    assert torch.sigmoid(model.head.bias).item() == pytest.approx(wanted, rel=1e-3)
+
+
+def test_other_networks_are_left_alone_where_nothing_fits():
+    for model in (nn.Conv2d(1, 1, 1), nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 1, bias=False))):
+        start_run(model, scans(), recipe="muon", device="cpu")
