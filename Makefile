@@ -27,9 +27,9 @@ $(VENV)/.lab: $(VENV)/.user
 	$(BIN)/python -m pip install -q -e ".[lab,explain]"
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.user
+$(VENV)/.dev: $(BIN)/python settings.ini setup.py
 	$(BIN)/python -m pip install -q -e ".[dev]"
-	@touch $@
+	@touch $(VENV)/.user $@
 
 demo: $(VENV)/.user  ## train CMUNeXt-S on the bundled synthetic ultrasound, report IoU and F1, write a picture (DATA=busi: real scans)
 	$(BIN)/python -m cmunext_nb.demo --data $(DATA)

@@ -59,6 +59,8 @@ class Muon(torch.optim.AdamW):
         momentum: float = 0.95, # of the matrices' gradients
         **adamw, # other arguments of torch.optim.AdamW
     ):
+        if not isinstance(model, nn.Module): raise TypeError(f"Muon takes the network itself, not {type(model).__name__}: its layers say which weights are matrices")
+        if not (ratio > 0 and 0 <= momentum < 1): raise ValueError(f"ratio={ratio} and momentum={momentum}: expected a ratio above 0 and a momentum in 0..1")
         found = matrix_weights(model)
         rest = [p for p in model.parameters() if p.requires_grad and p not in found]
         groups = [dict(params=[p for p in found if found[p] == n], parts=n, ratio=ratio, momentum=momentum) for n in sorted(set(found.values()))]
@@ -70,9 +72,9 @@ class Muon(torch.optim.AdamW):
         with torch.enable_grad(): loss = None if closure is None else closure()
         groups = self.param_groups
         for group in groups:
-            if group["parts"]: _step_matrices(group, self.state)
+            if group.get("parts"): _step_matrices(group, self.state)
         try:
-            self.param_groups = [group for group in groups if not group["parts"]]
+            self.param_groups = [group for group in groups if not group.get("parts")]
             super().step()
         finally: self.param_groups = groups
         return loss

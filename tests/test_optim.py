@@ -87,6 +87,24 @@ def test_the_closure_is_called_once_and_its_loss_returned():
     assert len(optimizer.param_groups) == 3  # all are there again
 
 
+@pytest.mark.parametrize("how, error", [(dict(ratio=0), ValueError), (dict(momentum=1.0), ValueError), (dict(lr=-1.0), ValueError)], ids=str)
+def test_values_that_cannot_work(how, error):
+    with pytest.raises(error, match="ratio|momentum|learning rate"): Muon(nn.Linear(2, 2), **how)
+
+
+def test_weights_alone_are_refused():
+    with pytest.raises(TypeError, match="the network itself, not generator"): Muon(nn.Linear(2, 2).parameters())
+
+
+def test_a_group_of_the_readers_own_is_adamws():
+    model, extra = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), nn.Parameter(torch.ones(3))
+    optimizer = Muon(model)
+    optimizer.add_param_group(dict(params=[extra]))
+    (model(torch.ones(2, 4)).sum() + extra.sum()).backward()
+    optimizer.step()
+    assert (extra != 1).all() and len(optimizer.param_groups) == 4
+
+
 def scans(): return cn.make_phantom(16, size=32, seed=0)
 
 
