@@ -5,6 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?= phantom
 WORKERS ?= 2
+# A browser test waits more than it works: three at a time take two cores 70 % of the time of two.
+BROWSERS ?= 3
 NB_SKIP ?= ^[_.]
 # One thread a worker while several notebooks run at once: more would only make them wait for each other.
 NB_ENV := CMUNEXT_QUIET=1 OMP_NUM_THREADS=1 MPLBACKEND=agg
@@ -76,7 +78,7 @@ test-colab: $(VENV)/.dev  ## the notebooks that are meant for Colab, with its ve
 
 test-browser: $(VENV)/.dev  ## every lab in JupyterLab and a headless browser; screenshots in artifacts/browser
 	$(BIN)/python .ci/browser.py
-	CMUNEXT_QUIET=1 OMP_NUM_THREADS=1 CMUNEXT_SITE=$(SITE) $(BIN)/python -m pytest tests/browser -m browser -n $(WORKERS) --dist loadgroup
+	CMUNEXT_QUIET=1 OMP_NUM_THREADS=1 CMUNEXT_SITE=$(SITE) $(BIN)/python -m pytest tests/browser -m browser -n $(BROWSERS) --dist loadgroup
 
 test-wheel: $(VENV)/.dev  ## the built wheel, installed on its own, imports and predicts
 	$(BIN)/python .ci/wheel.py
