@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?= phantom
 WORKERS ?= 2
-# A browser test waits more than it works: three at a time take two cores 70 % of the time of two.
+# A browser test waits more than it works, so three at a time share two cores better than two.
 BROWSERS ?= 3
 NB_SKIP ?= ^[_.]
 # One thread a worker while several notebooks run at once: more would only make them wait for each other.

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 # %% ../nbs/14c_optimizer.ipynb #14c00014
-_A, _B, _C = 3.4445, -4.7750, 2.0315  # Keller Jordan's: the steepest rise at 0 for which five rounds stay between 0.7 and 1.2
+_A, _B, _C = 3.4445, -4.7750, 2.0315  # Keller Jordan's, and those of torch.optim.Muon
 
 # %% ../nbs/14c_optimizer.ipynb #14c00018
 def orthogonalise(
     matrices: torch.Tensor, # (..., rows, columns), any lengths
     rounds: int = 5, # of the polynomial
 ) -> torch.Tensor: # float32 (..., rows, columns)
-    "The matrices with nearly all singular values between 0.7 and 1.2 and their directions kept: `U V^T` of `U S V^T`, nearly. Source: K. Jordan and others, Muon, 2024."
+    "The matrices with their directions kept and nearly all singular values between about 0.7 and 1.2: `U V^T` of `U S V^T`, nearly. Source: K. Jordan and others, Muon, 2024."
     x = matrices.float()
     tall = x.shape[-2] > x.shape[-1]
     if tall: x = x.mT  # the product X X^T is the smaller one then
@@ -31,9 +31,10 @@ def orthogonalise(
 def matrix_weights(
     model: nn.Module, # any network
 ) -> dict: # weight -> how many matrices it holds
-    "Weights that mix channels: of convolutions and linear layers, without depthwise kernels, the first layer and the last."
+    "Weights that mix channels: of convolutions and linear layers, without depthwise kernels, single rows, the first layer and the last."
     layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]
-    return {m.weight: getattr(m, "groups", 1) for m in layers[1:-1] if m.weight.shape[1] > 1 and m.weight.requires_grad}
+    parts = {m.weight: getattr(m, "groups", 1) for m in layers[1:-1] if m.weight.requires_grad}
+    return {weight: n for weight, n in parts.items() if len(weight) > n and weight.shape[1] > 1}
 
 # %% ../nbs/14c_optimizer.ipynb #14c00026
 @torch.no_grad()

@@ -7,7 +7,7 @@ from torch import nn
 
 import cmunext_nb as cn
 from cmunext_nb.optim import Muon, matrix_weights, orthogonalise
-from cmunext_nb.train import get_recipe, start_run
+from cmunext_nb.train import _begin_with_share, get_recipe, start_run
 
 
 @pytest.mark.parametrize("shape", [(1, 7), (7, 1), (5, 5), (3, 40), (40, 3), (2, 6, 4)])
@@ -60,15 +60,20 @@ def test_layers_of_every_kind():
 def test_a_network_without_matrices_is_trained_by_adamw():
     torch.manual_seed(0)
     a = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
-    b, optimizers = copy.deepcopy(a), []
-    for model, make in ((a, Muon), (b, lambda m: torch.optim.AdamW(m.parameters(), 4e-3, weight_decay=0.0))):
-        optimizers.append(make(model) if make is not Muon else Muon(model, weight_decay=0.0))
-    for model, optimizer in zip((a, b), optimizers):
+    b = copy.deepcopy(a)
+    for model, optimizer in ((a, Muon(a, weight_decay=0.0)), (b, torch.optim.AdamW(b.parameters(), 4e-3, weight_decay=0.0))):
         for _ in range(3):
             optimizer.zero_grad()
             model(torch.ones(2, 4)).square().sum().backward()
             optimizer.step()
     for p, q in zip(a.parameters(), b.parameters()): torch.testing.assert_close(p, q)
+
+
+def test_a_single_row_is_no_matrix():
+    "Of the four heads of U-Net++ only one is the last layer; the gates of Attention U-Net answer with one channel."
+    for name in ("unetpp", "attention_unet"):
+        found = matrix_weights(cn.create_model(name))
+        assert len(found) > 20 and all(len(weight) > parts and weight.shape[1] > 1 for weight, parts in found.items()), name
 
 
 def test_the_closure_is_called_once_and_its_loss_returned():
@@ -87,9 +92,9 @@ def test_the_closure_is_called_once_and_its_loss_returned():
     assert len(optimizer.param_groups) == 3  # all are there again
 
 
-@pytest.mark.parametrize("how, error", [(dict(ratio=0), ValueError), (dict(momentum=1.0), ValueError), (dict(lr=-1.0), ValueError)], ids=str)
-def test_values_that_cannot_work(how, error):
-    with pytest.raises(error, match="ratio|momentum|learning rate"): Muon(nn.Linear(2, 2), **how)
+@pytest.mark.parametrize("how", [dict(ratio=0), dict(momentum=1.0), dict(lr=-1.0)], ids=str)
+def test_values_that_cannot_work(how):
+    with pytest.raises(ValueError, match="ratio|momentum|learning rate"): Muon(nn.Linear(2, 2), **how)
 
 
 def test_weights_alone_are_refused():
@@ -108,10 +113,10 @@ def test_a_group_of_the_readers_own_is_adamws():
 def scans(): return cn.make_phantom(16, size=32, seed=0)
 
 
-def trained(out=None, stop=None, **how):
+def trained(out, stop=None):
     torch.manual_seed(41)
     model = cn.create_model("cmunext_s")
-    history = cn.fit(model, scans(), recipe="muon", epochs=3, out=out, device="cpu", progress=False, on_step=stop, **how)
+    history = cn.fit(model, scans(), recipe="muon", epochs=3, out=out, device="cpu", progress=False, on_step=stop)
     return model, history
 
 
@@ -168,5 +173,8 @@ def test_masks_of_one_kind_give_a_finite_bias(masks, wanted):
 
 
 def test_other_networks_are_left_alone_where_nothing_fits():
-    for model in (nn.Conv2d(1, 1, 1), nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 1, bias=False))):
-        start_run(model, scans(), recipe="muon", device="cpu")
+    norm = nn.BatchNorm2d(4)
+    for model in (nn.Conv2d(1, 1, 1), nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), norm, nn.Conv2d(4, 1, 1, bias=False)), nn.Sequential(norm, nn.Conv2d(4, 2, 1))):
+        before = copy.deepcopy(model.state_dict())
+        _begin_with_share(model, scans()[1])
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
