@@ -11,7 +11,7 @@ NB_SKIP ?= ^[_.]
 # One thread a worker while several notebooks run at once: more would only make them wait for each other.
 NB_ENV := CMUNEXT_QUIET=1 OMP_NUM_THREADS=1 MPLBACKEND=agg
 
-.PHONY: help demo lab test check test-notebooks test-python test-labs test-colab test-browser test-wheel browser docs notebooks readme export bench clean
+.PHONY: help demo lab test check clean-notebooks site test-notebooks test-python test-labs test-colab test-browser test-wheel browser docs notebooks readme export bench clean
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
@@ -39,49 +39,56 @@ demo: $(VENV)/.user  ## train CMUNeXt-S on the bundled synthetic ultrasound, rep
 lab: $(VENV)/.lab  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs/index.ipynb
 
-# The site is built once, and what the check has built is what the browser opens.
+# Tests that wait (for a browser, for a kernel that starts) leave a core to tests that compute, so two jobs run side by side,
+# each with its own workers. The site is built once: what is checked is what the browser opens.
 # In CI there is a browser, which runs the lab notebooks from the top as well: once is enough.
 SITE :=
+JOBS := test-browser test-python test-notebooks test-labs test-wheel
 # A browser and npm come from the system's packages, Python's from pip: both at once where CI has to fetch them.
 test:           ## everything that CI checks
 	$(MAKE) -j2 $(VENV)/.dev $(if $(CI),browser)
 	@date +"%T  installed"
-	$(MAKE) check SITE=$(CURDIR)/artifacts/site
-	@date +"%T  notebooks are clean, the site builds"
-	$(MAKE) test-notebooks $(if $(CI),NB_SKIP='^([_.]|4[0-4]_|50_)')
-	@date +"%T  notebooks run"
-	$(MAKE) test-python
-	@date +"%T  tests pass"
-	$(MAKE) -j2 test-labs test-wheel
-	@date +"%T  old widgets and the wheel work"
-	$(MAKE) test-browser SITE=$(CURDIR)/artifacts/site
+	$(MAKE) clean-notebooks
+	@date +"%T  notebooks are clean"
+	$(MAKE) -j2 $(JOBS) SITE=$(CURDIR)/artifacts/site $(if $(CI),NB_SKIP='^([_.]|4[0-4]_|50_)')
 	@date +"%T  All checks passed."
 
 browser:        # a Chromium and npm, where they are missing and CI may install them; test-browser says so if that failed
 	-@$(PYTHON) .ci/browser.py
 
-check: $(VENV)/.dev  ## export and clean leave no diff, README equals index, notebooks are clean, the site builds
+check: clean-notebooks site  ## export and clean leave no diff, README equals index, notebooks are clean, the site builds
+
+clean-notebooks: $(VENV)/.dev
 	$(BIN)/python .ci/notebooks.py check
-	$(BIN)/python .ci/site.py --tool smalldocs $(if $(SITE),--out $(SITE))
+
+site: $(VENV)/.dev
+	$(BIN)/python .ci/site.py --tool smalldocs
+	@date +"%T  the site builds"
 
 test-notebooks: $(VENV)/.dev  ## every notebook runs from the top
 	$(NB_ENV) $(BIN)/nbdev_test --path nbs --n_workers $(WORKERS) --do_print --skip_file_re '$(NB_SKIP)'
+	@date +"%T  notebooks run"
 
 test-python: $(VENV)/.dev  ## the tests that would clutter a notebook
 	CMUNEXT_QUIET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	@date +"%T  tests pass"
 
 test-labs: $(VENV)/.dev  ## the labs under the ipywidgets of Colab (7.7); the tests above run them under the newest
 	CMUNEXT_QUIET=1 OMP_NUM_THREADS=1 $(BIN)/python .ci/old_widgets.py --workers $(WORKERS) tests/test_lab*.py
+	@date +"%T  the labs run under old widgets"
 
 test-colab: $(VENV)/.dev  ## the notebooks that are meant for Colab, with its versions and without the checkout (some 10 minutes; `make test` leaves it out)
 	$(BIN)/python .ci/colab_like.py
 
 test-browser: $(VENV)/.dev  ## every lab in JupyterLab and a headless browser; screenshots in artifacts/browser
 	$(BIN)/python .ci/browser.py
+	$(if $(SITE),$(BIN)/python .ci/site.py --tool smalldocs --out $(SITE))
 	CMUNEXT_QUIET=1 OMP_NUM_THREADS=1 CMUNEXT_SITE=$(SITE) $(BIN)/python -m pytest tests/browser -m browser -n $(BROWSERS) --dist loadgroup
+	@date +"%T  the browser shows what it should"
 
 test-wheel: $(VENV)/.dev  ## the built wheel, installed on its own, imports and predicts
 	$(BIN)/python .ci/wheel.py
+	@date +"%T  the wheel works"
 
 docs: $(VENV)/.dev  ## build the site: with Quarto where there is one, else with smalldocs
 	$(BIN)/python .ci/site.py --out _docs

@@ -71,11 +71,14 @@ def problems(path):
     nb, text = nbformat.read(path, 4), path.read_text(encoding="utf-8")
     code = [c for c in nb.cells if c.cell_type == "code"]
     errors = [o for c in code for o in c.outputs if o.output_type == "error"]
+    drawn = lambda c: any(kind.startswith("image/") or kind == "text/html" for o in c.outputs for kind in o.get("data", {}))
+    blank = [c.id for c in code if re.search(r"^#\|\s*fig-(alt|cap):", c.source, re.M) and not drawn(c)]
     bad = [(any(c.execution_count is not None for c in code), "holds execution counts"),
            ("widgets" in nb.metadata or "widget-state" in text, "holds widget state"),
            (MACHINE_PATH.search(text), "names a path of one machine"),
            (errors, "keeps the output of an error"),
            (any("image/png" in o.get("data", {}) for c in code if "fig-alt:" not in c.source for o in c.outputs), "has a picture without `#| fig-alt:`"),
+           (blank, f"describes a picture that is not there, cells {', '.join(blank)}: run it"),
            (path.stat().st_size > MAX_KB * 1024, f"is larger than {MAX_KB} KB")]
     return [f"{path.relative_to(ROOT)}: {what}" for wrong, what in bad if wrong] + colab.problems(path)
 

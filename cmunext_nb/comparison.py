@@ -188,13 +188,15 @@ def show_training(
 ): # matplotlib Figure
     "The paper's Figure 4: a score over the epochs, a line a network; a band from the lowest to the highest seed where there are several."
     figure, ((ax,),) = _axes(1, 1, SIZES["wide"])
-    for (name, runs), color in zip(curves.items(), ("accent1", "accent2", "accent3", "accent4", "muted", "ink")):
+    roles = ("accent1", "accent2", "accent3", "accent4", "muted", "ink")
+    for i, (name, runs) in enumerate(curves.items()):
+        color, dashes = roles[i % len(roles)], ("-", "--", ":")[i // len(roles) % 3]
         tables = [r if isinstance(r, dict) else {k: [row.get(k) for row in r] for k in ("epoch", key)} for r in runs]
         kept = [{e: v for e, v in zip(t["epoch"], t[key]) if v is not None} for t in tables]
         epochs = sorted(set.intersection(*(set(k) for k in kept)))
         values = np.array([[k[e] for e in epochs] for k in kept])
-        ax.plot(epochs, values.mean(0), color=COLORS[color], label=f"{name} ({len(runs)} seed{'s' * (len(runs) > 1)})")
+        ax.plot(epochs, values.mean(0), dashes, color=COLORS[color], label=f"{name} ({len(runs)} seed{'s' * (len(runs) > 1)})")
         if len(runs) > 1: ax.fill_between(epochs, values.min(0), values.max(0), color=COLORS[color], alpha=0.2, lw=0)
     ax.set(xlabel="epoch", ylabel=key)
-    ax.legend(fontsize=8)
+    ax.legend(fontsize=8, ncols=1 + (len(curves) > len(roles)))
     return figure

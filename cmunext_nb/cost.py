@@ -213,13 +213,11 @@ def cost_parts(
 # %% ../nbs/22_cost.ipynb #92164b86
 def _draw_costs(table):
     "Horizontal bars: parameters, MACs and activations of each row, with their shares where the rows add up."
-    import matplotlib
     import matplotlib.pyplot as plt
-    from cmunext_nb.plot import COLORS, house_style
+    from cmunext_nb.plot import COLORS, _at_home
     columns = [("parameters", "parameters", 1e3, "thousands"), ("macs", "MACs", 1e9, "billions"), ("activations_mb", "activations, all", 1, "MB")]
     first = next(iter(table[0]))
-    with matplotlib.rc_context():
-        house_style()
+    with _at_home():
         figure, axes = plt.subplots(1, 3, sharey=True, figsize=(6.8, 0.8 + 0.2 * len(table)), layout="constrained")
         plt.close(figure)  # a notebook then draws it once, as the value of its cell
         for ax, (key, title, unit, of), color in zip(axes, columns, ("accent1", "accent2", "accent3")):

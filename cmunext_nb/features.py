@@ -94,10 +94,8 @@ def _draw_maps(
     mask=None, # (H, W) mask, drawn as an outline on the image
 ): # matplotlib Figure
     "The image and the chosen channels with common colour limits."
-    import matplotlib
-    from cmunext_nb.plot import _sheet, house_style, show_image
-    with matplotlib.rc_context():
-        house_style()
+    from cmunext_nb.plot import _at_home, _sheet, show_image
+    with _at_home():
         columns = min(columns, len(look.maps) + 1)
         rows = -(-(len(look.maps) + 1) // columns)
         figure, axes = _sheet(rows, columns, 6.8, rows * (6.4 / columns * look.maps.shape[1] / look.maps.shape[2] + 0.25))

@@ -7,6 +7,8 @@ __all__ = ['OKABE_ITO', 'COLORS', 'SIZES', 'rgb', 'house_style', 'as_picture', '
            'overlay', 'overlay_legend', 'show_predictions', 'show_grid', 'heat', 'show_curves', 'draw_u']
 
 # %% ../nbs/09_plot.ipynb #6e765a6f
+from contextlib import contextmanager
+
 import numpy as np
 
 # %% ../nbs/09_plot.ipynb #68028069
@@ -39,6 +41,17 @@ def house_style():
         "axes.prop_cycle": cycle, "axes.grid": False, "grid.color": "#e4e6e8", "grid.linewidth": 0.7,
         "xtick.color": COLORS["muted"], "ytick.color": COLORS["muted"], "xtick.labelsize": 8, "ytick.labelsize": 8,
         "lines.linewidth": 1.8, "legend.frameon": False, "legend.fontsize": 8, "image.cmap": "gray"})
+
+# %% ../nbs/09_plot.ipynb #09home02
+@contextmanager
+def _at_home():
+    "Draw in the house style, and leave matplotlib's settings as they were."
+    import matplotlib
+    import matplotlib.pyplot as plt
+    plt.draw_if_interactive()  # of no figure: it only wakes the notebook's drawing, outside of the block
+    with matplotlib.rc_context():
+        house_style()
+        yield
 
 # %% ../nbs/09_plot.ipynb #0d4f5909
 def as_picture(

@@ -205,10 +205,8 @@ def show_mask(
     truth=None, # true mask as in `score_mask`: shows what was found, missed and added
 ): # matplotlib Figure
     "The prediction as a picture, alone or against the truth."
-    import matplotlib
-    from cmunext_nb.plot import house_style, show_predictions
-    with matplotlib.rc_context():
-        house_style()
+    from cmunext_nb.plot import _at_home, show_predictions
+    with _at_home():
         if truth is None: return _draw(result)
         masks, truths = (m if m.ndim == 3 else m[None] for m in (result.mask, _truth(result, truth)))
         return show_predictions([_picture(result)] * len(masks), truths, masks, scores=score_mask(result, truth, classes=True)["iou"])
@@ -253,11 +251,12 @@ def _read(image, name, in_channels):
         raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{name}: {error}") from error
 
 # %% ../nbs/16_predict.ipynb #ce02e8c0
-def _target(pixels, name, size):
+def _target(pixels, name, size, trained=None):
     "The (height, width) at which the network sees an image; `ValueError` below 16 pixels."
+    if isinstance(size, str) and size == "trained": size = trained or 256
     shape = pixels.shape[-2:] if size is None else tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(shape) != 2 or any(isinstance(s, bool) or not isinstance(s, Integral) for s in shape):
-        raise ValueError(f"size={size!r}: expected a side in pixels, a pair (height, width), or None for the image's own size.")
+        raise ValueError(f"size={size!r}: expected 'trained', a side in pixels, a pair (height, width), or None for the image's own size.")
     if min(shape) >= 16: return int(shape[0]), int(shape[1])
     remedy = "Give a size, and the image is enlarged to it." if size is None else "Choose a larger size."
     raise ValueError(f"{name} would reach the network at {shape[0]} x {shape[1]} pixels; the least is 16 x 16. {remedy}")
@@ -275,7 +274,7 @@ def predict(
     image, # path, array (H, W) or (H, W, C), PIL image, tensor (C, H, W); a batch (N, C, H, W), a list or a SegmentationData give a list
     threshold: float = 0.5, # a pixel belongs to the mask where its probability is above this
     tta=False, # average over views: True for the image and its mirror image, "flips" for 4, "d4" for 8, see `views`
-    size=256, # side, or (height, width), at which the network sees the image: that of its training; None: the image's own
+    size="trained", # side, or (height, width), at which the network sees the image; "trained": `model.image_size`, else 256; None: the image's own
     device=None, # where to compute; None: where the network is
     batch_size: int = 8, # images of one shape that go through the network together
     preprocess=None, # how images are normalised; None: as the weights say, `model.preprocess`
@@ -285,7 +284,7 @@ def predict(
     threshold, _ = _threshold(threshold), views(tta)
     channels, how = network_channels(model), preprocess or getattr(_core(model), "preprocess", "imagenet")
     items = [(_read(one, str(name), channels), str(name)) for one, name in _items(image)]
-    shapes, results = [_target(pixels, name, size) for pixels, name in items], []
+    shapes, results = [_target(pixels, name, size, getattr(_core(model), "image_size", None)) for pixels, name in items], []
     with at_rest(model, device) as (place, dtype):
         for group in _batches(shapes, batch_size):
             seen = [to_channels(resize(torch.from_numpy(items[i][0])[None] / 255, shapes[i]), channels) for i in group]

@@ -399,13 +399,17 @@ def _begin_with_share(model, masks):
     last[0].bias.copy_(share.clamp(1e-3, 1 - 1e-3).logit())
 
 # %% ../nbs/15_train.ipynb #8a291f7e
+def _fused_on_cpu(weights):
+    "Are these weights on a CPU, with a torch (2.4 or later) that updates all of them in one call there?"
+    return all(p.device.type == "cpu" for p in weights) and tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 4)
+
 def _make_optimizer(model, recipe, recordable=False):
     "SGD with momentum as in the paper, or AdamW or Muon that spare biases and norms from weight decay; `recordable` by a CUDA graph."
     weights = [p for p in model.parameters() if p.requires_grad]
     rate = torch.tensor(recipe.lr, device=weights[0].device) if recordable else recipe.lr
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(weights, rate, recipe.momentum, weight_decay=recipe.weight_decay, **dict(fused=True) if recordable else {})
-    how = dict(weight_decay=recipe.weight_decay, **dict(fused=True, capturable=True) if recordable else {})
+    how = dict(weight_decay=recipe.weight_decay, **dict(fused=True) if recordable or _fused_on_cpu(weights) else {})
+    if recipe.optimizer == "sgd": return torch.optim.SGD(weights, rate, recipe.momentum, **how)
+    if recordable: how["capturable"] = True
     if recipe.optimizer == "muon": return Muon(model, rate, **how)
     groups = [dict(params=[p for p in weights if p.ndim > 1]), dict(params=[p for p in weights if p.ndim <= 1], weight_decay=0.0)]
     return torch.optim.AdamW(groups, rate, **how)
@@ -465,6 +469,7 @@ def start_run(
         if data is not None: _check_fit(model, data, what)
     if len(train.images) < world: raise ValueError(f"{len(train.images)} training images are too few for {world} processes")
     model.to(device, memory_format=_layout(device, recipe.amp))
+    model.image_size = tuple(train.images.shape[-2:])
     if recipe.prior: _begin_with_share(model, train.masks)
     dtype, out = pick_precision(device, recipe.amp), out and Path(out)
     return _equip(Run(model, recipe, train, valid, seed, device, dtype, out, rank=rank, world=world, cuda_graph=cuda_graph))

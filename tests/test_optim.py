@@ -178,3 +178,23 @@ def test_other_networks_are_left_alone_where_nothing_fits():
         before = copy.deepcopy(model.state_dict())
         _begin_with_share(model, scans()[1])
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_the_fused_step_is_the_plain_one(name, monkeypatch):
+    "On a CPU with torch 2.4 or later all weights are updated in one call; older ones go weight by weight, to the same place."
+    from cmunext_nb import train
+    recipe = train.get_recipe("fast", optimizer=name)
+    fused, plain = (cn.create_model("cmunext_s", dims=(4,) * 5) for _ in range(2))
+    plain.load_state_dict(fused.state_dict())
+    one = train._make_optimizer(fused, recipe)
+    assert one.defaults["fused"] or not train._fused_on_cpu(list(fused.parameters()))
+    monkeypatch.setattr(train.torch, "__version__", "2.3.1")
+    two = train._make_optimizer(plain, recipe)
+    assert not two.defaults.get("fused")
+    for step in range(3):
+        for p, q in zip(fused.parameters(), plain.parameters()):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+            q.grad = p.grad.clone()
+        one.step(), two.step()
+    for (n, p), q in zip(fused.named_parameters(), plain.parameters()): torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6, msg=lambda m: f"{n}: {m}")

@@ -380,3 +380,43 @@ def test_on_a_gpu_and_back():
     model = tiny()
     here, there = predict(model, GREY, size=32), predict(model, GREY, size=32, device="cuda")
     assert next(model.parameters()).device.type == "cpu" and np.allclose(here.probability, there.probability, atol=1e-3)
+
+
+# the size of the training
+
+def test_a_network_knows_the_size_of_its_training(tmp_path):
+    "`fit` writes it on the network, files keep it, `predict` and engines use it; where nobody did, it is 256."
+    from cmunext_nb.deploy import deploy, export_onnx, fold
+    from cmunext_nb.train import fit
+    from cmunext_nb.weights import load_weights, save_weights
+    model, seen = tiny(), []
+    model.register_forward_hook(lambda m, inputs, out: seen.append(tuple(inputs[0].shape[-2:])))
+    predict(model, picture())
+    assert seen == [(256, 256)]
+    images = torch.randint(0, 256, (4, 3, 24, 32), dtype=torch.uint8)
+    fit(model, (images, (images[:, :1] > 128).byte()), recipe="fast", epochs=1, sizes=None, batch_size=4, progress=False, device="cpu")
+    assert model.image_size == (24, 32)
+    seen.clear()
+    expected = predict(model, picture())
+    assert seen == [(24, 32)] and np.array_equal(expected.probability, predict(model, picture(), size=(24, 32)).probability)
+    again = load_weights(save_weights(model, tmp_path / "own.safetensors"))
+    assert again.image_size == (24, 32) and np.array_equal(predict(again, picture()).probability, expected.probability)
+    wrapped = nn.DataParallel(again)
+    assert np.array_equal(predict(wrapped, picture()).probability, expected.probability)
+    engines = [fold(again), deploy(again, "torch")]
+    if all(import_is_there(p) for p in ("onnx", "onnxscript", "onnxruntime")): engines += [deploy(again), deploy(export_onnx(again, tmp_path / "own.onnx"))]
+    for engine in engines:
+        assert engine.image_size == (24, 32)
+        np.testing.assert_allclose(predict(engine, picture()).probability, expected.probability, atol=1e-4)
+    load_weights(save_weights(tiny(), tmp_path / "untrained.safetensors"), again)
+    assert again.image_size is None  # what the old weights were trained on says nothing about the new ones
+
+
+def import_is_there(name):
+    from importlib.util import find_spec
+    return find_spec(name) is not None
+
+
+@pytest.mark.parametrize("size", ["Trained", "256", ""])
+def test_a_size_in_words_is_refused(size):
+    with pytest.raises(ValueError, match="'trained', a side in pixels"): predict(tiny(), picture(), size=size)
