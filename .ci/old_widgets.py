@@ -2,7 +2,7 @@
 
 Colab keeps ipywidgets 7.7.1, everybody else has 8. This installs the old one into a folder of its own (a temporary one, or FOLDER,
 which is used again where it is there), puts it in front of this environment's packages, and runs the labs' tests and notebooks so.
-Nothing in the environment itself is changed. The first time needs the package index; about 2 MB come.
+Tests that say nothing about widgets are marked `once`, and left out. Nothing in the environment itself is changed. The first time needs the package index; about 2 MB come.
 """
 import argparse, os, subprocess, sys, tempfile
 from pathlib import Path
@@ -48,7 +48,7 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         env = old_environment(args.folder or temporary, args.version)
         print(f"ipywidgets {args.version}: {len(tests)} files of tests, {len(notebooks)} notebooks", flush=True)
-        if tests: subprocess.run([sys.executable, "-m", "pytest", "-q", "-n", str(args.workers), "--dist", "loadfile", "-W", "ignore::DeprecationWarning", *tests], cwd=ROOT, env=env, check=True)
+        if tests: subprocess.run([sys.executable, "-m", "pytest", "-q", "-n", str(args.workers), "--dist", "loadfile", "-m", "not once", "-W", "ignore::DeprecationWarning", *tests], cwd=ROOT, env=env, check=True)
         os.environ.update(env, OLD_WIDGETS=args.version)
         for notebook in notebooks:
             run(notebook)

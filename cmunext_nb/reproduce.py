@@ -205,7 +205,8 @@ def summarise(
     for (data, recipe, _, epochs, size, model), runs in groups.items():
         scores = {f"{p}_{m}": _mean_over(runs, p, m) for p in ("best", "last", "last_clean", "last_mirror") for m in ("iou", "f1")}
         rows.append(dict(data=data, recipe=recipe, changes=runs[0]["changes"], epochs=epochs, size=size, model=model, parameters=runs[0]["parameters"],
-                         splits=sorted({r["split"] for r in runs}), seeds=sorted({r["seed"] for r in runs}), spread=_spread_over(runs, "best", "iou"),
+                         splits=sorted({r["split"] for r in runs}), seeds=sorted({r["seed"] for r in runs}),
+                         runs_each=[sum(r["split"] == s for r in runs) for s in sorted({r["split"] for r in runs})], spread=_spread_over(runs, "best", "iou"),
                          minutes=statistics.mean(r["minutes"] for r in runs), hardware=sorted({r["hardware"] for r in runs}), **scores))
     return rows
 
@@ -219,7 +220,7 @@ def results_table(
     lines = [head]
     for r in sorted(summarise(load_results() if results is None else results), key=lambda r: (r["data"], r["recipe"], r["epochs"], r["size"], r["parameters"])):
         changes = "".join(f" {k}={v}" for k, v in r["changes"].items())
-        lines.append((r["data"], r["model"], f"{r['recipe']}{changes}, {r['epochs']} epochs, {r['size']} px", f"{','.join(map(str, r['splits']))} x {len(r['seeds'])}",
+        lines.append((r["data"], r["model"], f"{r['recipe']}{changes}, {r['epochs']} epochs, {r['size']} px", f"{','.join(map(str, r['splits']))} x {'-'.join(map(str, sorted({min(r['runs_each']), max(r['runs_each'])})))}",
                       pair(r, "best"), "-" if r["spread"] is None else f"{r['spread']:.2f}", pair(r, "last"), pair(r, "last_clean"), pair(r, "last_mirror"), f"{r['minutes']:.1f}"))
     if len(lines) == 1: return "no finished run yet: python -m cmunext_nb.reproduce --data busi --models cmunext_s --splits 1 --recipe paper"
     widths = [max(len(row[i]) for row in lines) for i in range(len(head))]

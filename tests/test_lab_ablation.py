@@ -42,6 +42,7 @@ def test_rows_are_those_of_table_3_and_the_corner_that_is_missing():
     assert all(network in list_models() for _, network, _ in ROWS.values())
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_is_the_system_that_is_trained(name):
     mine, trained = build_row(name).eval(), build_system(name).eval()
@@ -50,6 +51,7 @@ def test_a_row_is_the_system_that_is_trained(name):
     with torch.no_grad(): assert torch.equal(mine(x), trained(x))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ROWS)
 def test_the_numbers_are_those_of_the_network(name):
     net, facts = build_row(name), row_facts(name)

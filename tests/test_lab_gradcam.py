@@ -60,6 +60,7 @@ def test_the_maps_are_those_of_seg_cam(lab, model, scans):
         assert (twin.region == cam.region).all() and abs(rank_correlation(cam, twin)) < 1
 
 
+@pytest.mark.once
 def test_every_layer_and_method_of_the_menus_answers(lab):
     for layer in lab.controls["layer"].options: lab.put(layer=layer, method="gradcam")
     lab.put(layer="encoder.4")
@@ -68,6 +69,7 @@ def test_every_layer_and_method_of_the_menus_answers(lab):
         assert "Not possible" not in lab.sentence.value, lab.sentence.value
 
 
+@pytest.mark.once
 def test_the_model_is_left_as_it_was(model, scans):
     model.train()
     weights = {k: v.clone() for k, v in model.state_dict().items()}
@@ -134,6 +136,7 @@ def smp_unet():
 
 @pytest.mark.parametrize("make", [deeplab, smp_unet, lambda: create_model("cmunext_s", in_channels=1), lambda: create_model("cmunext", num_classes=2)],
                          ids=["torchvision", "segmentation_models", "one channel", "two classes"])
+@pytest.mark.once
 def test_anybody_s_network(make, scans):
     lab = GradCAMLab(make(), *scans, size=64).put(region="true")
     assert "Not possible" not in lab.sentence.value, lab.sentence.value

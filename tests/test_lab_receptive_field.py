@@ -83,6 +83,7 @@ def test_other_kernels_are_a_new_network_with_random_weights_and_it_is_said(lab)
     assert lab.look("left").key == "given" and "weights are random" not in lab.sentence.value
 
 
+@pytest.mark.once
 def test_the_given_network_stays_what_it_was(images):
     model = create_model("cmunext_s", **TINY).train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -117,12 +118,14 @@ def test_what_was_seen_is_not_computed_again(lab, monkeypatch):
     assert len(calls) == 2, "without heat no gradient is asked for"
 
 
+@pytest.mark.once
 def test_what_is_kept_is_bounded(lab):
     for row in range(0, 64): lab.look("left", layer="stem", row=row)
     for k in range(1, 21, 2): lab.look("left", K5=k, K4=1, heat="none")
     assert len(lab._heat) <= 64 and len(lab._nets) <= 8 and len(lab._fields) <= 64
 
 
+@pytest.mark.once
 def test_somebody_elses_network(images):
     lab = ReceptiveFieldLab(Theirs(), images)
     assert not any(n.startswith("K") for n in lab.state) and "given" not in [v for _, v in lab.controls["beside"].options]
@@ -133,6 +136,7 @@ def test_somebody_elses_network(images):
     assert fine(lab) and not lab.look("left").field.unbounded
 
 
+@pytest.mark.once
 def test_two_networks_of_different_kind(images):
     lab = ReceptiveFieldLab(create_model("cmunext_s", **TINY), images, other=Theirs(channels=1))
     lab.put(beside="other")
@@ -141,6 +145,7 @@ def test_two_networks_of_different_kind(images):
     assert fine(lab) and lab.look("right").erf.shape == (64, 64)
 
 
+@pytest.mark.once
 def test_other_libraries(images):
     vision = pytest.importorskip("torchvision")
     lab = ReceptiveFieldLab(vision.models.segmentation.deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None), images)
@@ -148,6 +153,7 @@ def test_other_libraries(images):
     for layer in (lab.layers[0], "logits"): assert fine(lab.put(layer=layer, local=True)), lab.sentence.value
 
 
+@pytest.mark.once
 def test_images_of_any_kind(tmp_path):
     model = create_model("cmunext_s", **TINY)
     colour = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)

@@ -259,6 +259,7 @@ print("over", flush=True)
 """
 
 
+@pytest.mark.once
 def test_python_ends_while_it_trains():
     "Without a hang, a crash or a word."
     from pathlib import Path

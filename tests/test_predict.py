@@ -404,7 +404,7 @@ def test_a_network_knows_the_size_of_its_training(tmp_path):
     wrapped = nn.DataParallel(again)
     assert np.array_equal(predict(wrapped, picture()).probability, expected.probability)
     engines = [fold(again), deploy(again, "torch")]
-    if all(import_is_there(p) for p in ("onnx", "onnxscript", "onnxruntime")): engines += [deploy(again), deploy(export_onnx(again, tmp_path / "own.onnx"))]
+    if all(import_is_there(p) for p in ("onnx", "onnxscript", "onnxruntime")): engines.append(deploy(export_onnx(again, tmp_path / "own.onnx")))
     for engine in engines:
         assert engine.image_size == (24, 32)
         np.testing.assert_allclose(predict(engine, picture()).probability, expected.probability, atol=1e-4)
