@@ -26,7 +26,7 @@ class PredictLab(Lab):
         model=None, # network, or any callable that `predict` takes; None: CMUNeXt-S trained on phantoms
         images=None, # what `predict` takes as a list: paths, arrays, a batch (N, C, H, W), a SegmentationData; None: six phantoms
         masks=None, # their true masks, one each; None: those of a SegmentationData, or none
-        predict_size=256, # side at which the network sees an image, as in `predict`
+        predict_size="trained", # side at which the network sees an image, as in `predict`
     ):
         if images is None: images, masks = make_phantom(6, size=256, seed=21)
         if masks is None and hasattr(images, "masks"): masks = images.masks
