@@ -175,7 +175,7 @@ def export_onnx(
     if len(classes) != count: raise ValueError(f"The network gives {count} channels and there are {len(classes)} names of classes: give one name a channel.")
     proto = _onnx(model)
     about = dict(config=json.loads(json.dumps(config, default=str)), preprocess=pixel_recipe(how, network_channels(model)), classes=classes, version=__version__,
-                 image_size=getattr(_core(model), "image_size", None),
+                 trained_size=getattr(_core(model), "trained_size", None),
                  source=source or "cmunext_nb; network of Tang et al., CMUNeXt, github.com/FengheTan9/CMUNeXt (MIT)",
                  note="probability = sigmoid(logit). For learning and research, not a medical device.", metadata=metadata)
     proto.metadata_props.add(key="cmunext_nb", value=json.dumps(about))
@@ -185,7 +185,7 @@ def export_onnx(
 # %% ../nbs/30_deploy.ipynb #5d785732
 def read_onnx_metadata(
     path, # file written by `export_onnx`
-) -> dict: # config, preprocess, image_size, classes, source, version, metadata
+) -> dict: # config, preprocess, trained_size, classes, source, version, metadata
     "What an ONNX file of ours says about itself."
     onnx = _need("onnx", "An ONNX file")
     if not Path(path).is_file(): raise FileNotFoundError(f"There is no file at {path}: check the path.")
@@ -205,9 +205,9 @@ class Deployed:
         backend: str, # name of the engine
         precision: str, # that was asked for
         computes_in: str = None, # number format that the engine really uses; as asked for where not given
-        image_size: tuple = None, # (height, width) of its training, where it is known
+        trained_size: tuple = None, # (height, width) of its training, where it is known
     ):
-        self._run, self.config, self.preprocess, self.image_size = run, config, preprocess, image_size
+        self._run, self.config, self.preprocess, self.trained_size = run, config, preprocess, trained_size
         self.backend, self.precision, self.computes_in = backend, precision, computes_in or precision
 
     def __repr__(self):
@@ -397,10 +397,10 @@ def _described(model):
     if isinstance(model, (str, Path)): about = read_onnx_metadata(model)
     elif isinstance(model, nn.Module):
         core = _core(model)
-        about = dict(config=getattr(core, "config", None), preprocess=dict(name=getattr(core, "preprocess", "imagenet")), image_size=getattr(core, "image_size", None))
+        about = dict(config=getattr(core, "config", None), preprocess=dict(name=getattr(core, "preprocess", "imagenet")), trained_size=getattr(core, "trained_size", None))
         about["config"] = {"in_channels": network_channels(model), **(about["config"] or {})}
     else: raise TypeError(f"deploy takes a network (nn.Module) or the path of a file written by export_onnx, not {type(model).__name__}.")
-    return about["config"], about["preprocess"]["name"], tuple(about.get("image_size") or ()) or None
+    return about["config"], about["preprocess"]["name"], tuple(about.get("trained_size") or ()) or None
 
 # %% ../nbs/30_deploy.ipynb #30c00022
 def _kept(model, precision, keep):
@@ -439,7 +439,7 @@ def deploy(
     images = _calibration(calibration, config["in_channels"], how) if precision == "int8" else None
     if backend == "torch":
         if not isinstance(model, nn.Module): raise TypeError(f"backend='torch' needs the network itself, not the file {model}.")
-        return Deployed(_in_torch(model, precision, keep), config, how, backend, precision, image_size=size)
+        return Deployed(_in_torch(model, precision, keep), config, how, backend, precision, trained_size=size)
     _need(backend, f"deploy(backend={backend!r})")
     data = _onnx(model).SerializeToString() if isinstance(model, nn.Module) else Path(model).read_bytes()
     run, used = _engine(backend, data, threads, precision, images, keep)

@@ -274,7 +274,7 @@ def predict(
     image, # path, array (H, W) or (H, W, C), PIL image, tensor (C, H, W); a batch (N, C, H, W), a list or a SegmentationData give a list
     threshold: float = 0.5, # a pixel belongs to the mask where its probability is above this
     tta=False, # average over views: True for the image and its mirror image, "flips" for 4, "d4" for 8, see `views`
-    size="trained", # side, or (height, width), at which the network sees the image; "trained": `model.image_size`, else 256; None: the image's own
+    size="trained", # side, or (height, width), at which the network sees the image; "trained": `model.trained_size`, else 256; None: the image's own
     device=None, # where to compute; None: where the network is
     batch_size: int = 8, # images of one shape that go through the network together
     preprocess=None, # how images are normalised; None: as the weights say, `model.preprocess`
@@ -284,7 +284,7 @@ def predict(
     threshold, _ = _threshold(threshold), views(tta)
     channels, how = network_channels(model), preprocess or getattr(_core(model), "preprocess", "imagenet")
     items = [(_read(one, str(name), channels), str(name)) for one, name in _items(image)]
-    shapes, results = [_target(pixels, name, size, getattr(_core(model), "image_size", None)) for pixels, name in items], []
+    shapes, results = [_target(pixels, name, size, getattr(_core(model), "trained_size", None)) for pixels, name in items], []
     with at_rest(model, device) as (place, dtype):
         for group in _batches(shapes, batch_size):
             seen = [to_channels(resize(torch.from_numpy(items[i][0])[None] / 255, shapes[i]), channels) for i in group]

@@ -469,7 +469,7 @@ def start_run(
         if data is not None: _check_fit(model, data, what)
     if len(train.images) < world: raise ValueError(f"{len(train.images)} training images are too few for {world} processes")
     model.to(device, memory_format=_layout(device, recipe.amp))
-    model.image_size = tuple(train.images.shape[-2:])
+    model.trained_size = tuple(train.images.shape[-2:])
     if recipe.prior: _begin_with_share(model, train.masks)
     dtype, out = pick_precision(device, recipe.amp), out and Path(out)
     return _equip(Run(model, recipe, train, valid, seed, device, dtype, out, rank=rank, world=world, cuda_graph=cuda_graph))

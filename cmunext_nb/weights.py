@@ -215,7 +215,7 @@ def _to_json(value): return json.dumps(value, default=lambda v: v.item() if hasa
 
 # %% ../nbs/07_weights.ipynb #d3f6967a
 def save_weights(
-    model: torch.nn.Module, # network; its state dict, `config`, `preprocess` and, where it has one, `image_size` are saved
+    model: torch.nn.Module, # network; its state dict, `config`, `preprocess` and, where it has one, `trained_size` are saved
     path, # file to write, usually *.safetensors
     dtype: torch.dtype = None, # torch.float16 or torch.bfloat16 halves the file; None keeps the precision
     **metadata, # anything JSON can hold, read back by `read_metadata`
@@ -230,14 +230,14 @@ def save_weights(
     if broken: raise ValueError(f"Not saved to {path}: {broken[0]} holds NaN or infinite values{f' as {dtype}' if dtype else ''}. "
                                 f"Go back to earlier weights{', or save in float32' if dtype else ''}.")
     about = dict(config=_plain(getattr(model, "config", None)), preprocess=getattr(model, "preprocess", "imagenet"), version=__version__, metadata=metadata)
-    if getattr(model, "image_size", None): about["image_size"] = list(model.image_size)
+    if getattr(model, "trained_size", None): about["trained_size"] = list(model.trained_size)
     with atomic_write(path) as file: file.write(save(state, {"cmunext_nb": _to_json(about)}))
     return Path(path)
 
 # %% ../nbs/07_weights.ipynb #e18d02c3
 def read_metadata(
     path, # file written by `save_weights`
-) -> dict: # config, preprocess, version, metadata, and image_size where the network had one
+) -> dict: # config, preprocess, version, metadata, and trained_size where the network had one
     "What a file of weights says about itself, without reading the weights."
     from safetensors import SafetensorError, safe_open
     path = Path(path)
@@ -266,7 +266,7 @@ def _build(path, config):
 def load_weights(
     path, # file written by `save_weights`
     model: torch.nn.Module = None, # network to fill; built from the file's config where not given
-) -> torch.nn.Module: # the model, with the file's `preprocess` and `image_size` (None where the file does not say)
+) -> torch.nn.Module: # the model, with the file's `preprocess` and `trained_size` (None where the file does not say)
     "Weights from a file of ours; where they do not fit, a `ValueError` says why, and the model is unchanged."
     about = read_metadata(path)
     state = _read_state(path)
@@ -275,6 +275,6 @@ def load_weights(
     if problem: raise ValueError(f"{path} does not fit this network: {problem}. It was saved from {about['config']}: "
                                  "build that network, or call load_weights without one.")
     model.load_state_dict(state)
-    model.preprocess, size = about["preprocess"], about.get("image_size")
-    model.image_size = tuple(size) if size else None
+    model.preprocess, size = about["preprocess"], about.get("trained_size")
+    model.trained_size = tuple(size) if size else None
     return model

@@ -395,21 +395,21 @@ def test_a_network_knows_the_size_of_its_training(tmp_path):
     assert seen == [(256, 256)]
     images = torch.randint(0, 256, (4, 3, 24, 32), dtype=torch.uint8)
     fit(model, (images, (images[:, :1] > 128).byte()), recipe="fast", epochs=1, sizes=None, batch_size=4, progress=False, device="cpu")
-    assert model.image_size == (24, 32)
+    assert model.trained_size == (24, 32)
     seen.clear()
     expected = predict(model, picture())
     assert seen == [(24, 32)] and np.array_equal(expected.probability, predict(model, picture(), size=(24, 32)).probability)
     again = load_weights(save_weights(model, tmp_path / "own.safetensors"))
-    assert again.image_size == (24, 32) and np.array_equal(predict(again, picture()).probability, expected.probability)
+    assert again.trained_size == (24, 32) and np.array_equal(predict(again, picture()).probability, expected.probability)
     wrapped = nn.DataParallel(again)
     assert np.array_equal(predict(wrapped, picture()).probability, expected.probability)
     engines = [fold(again), deploy(again, "torch")]
     if all(import_is_there(p) for p in ("onnx", "onnxscript", "onnxruntime")): engines.append(deploy(export_onnx(again, tmp_path / "own.onnx")))
     for engine in engines:
-        assert engine.image_size == (24, 32)
+        assert engine.trained_size == (24, 32)
         np.testing.assert_allclose(predict(engine, picture()).probability, expected.probability, atol=1e-4)
     load_weights(save_weights(tiny(), tmp_path / "untrained.safetensors"), again)
-    assert again.image_size is None  # what the old weights were trained on says nothing about the new ones
+    assert again.trained_size is None  # what the old weights were trained on says nothing about the new ones
 
 
 def import_is_there(name):
@@ -420,3 +420,18 @@ def import_is_there(name):
 @pytest.mark.parametrize("size", ["Trained", "256", ""])
 def test_a_size_in_words_is_refused(size):
     with pytest.raises(ValueError, match="'trained', a side in pixels"): predict(tiny(), picture(), size=size)
+
+
+def test_training_leaves_a_networks_own_image_size_alone():
+    "torchvision's ViT and others check their input against an attribute `image_size` of their own."
+    from cmunext_nb.train import fit
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.image_size, self.conv = 32, nn.Conv2d(3, 1, 3, padding=1)
+        def forward(self, x):
+            assert x.shape[-1] == self.image_size
+            return self.conv(x)
+    model, images = Own(), torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    fit(model, (images, (images[:, :1] > 128).byte()), recipe="fast", epochs=1, sizes=None, augment="none", batch_size=2, progress=False, device="cpu")
+    assert model.image_size == 32 and model.trained_size == (32, 32) and predict(model, picture()).mask.shape == (40, 56)
