@@ -106,7 +106,7 @@ def _compare(wanted, got):
 def load_upstream(
     model: torch.nn.Module, # CMUNeXt of the same dims, depths and kernel sizes
     source, # a state dict, or the path of a .pth, .pt, .npz or .safetensors file with upstream's names
-) -> torch.nn.Module: # the same model, with `preprocess="upstream"`
+) -> torch.nn.Module: # the same model, with `preprocess="upstream"` and no `trained_size`
     "Upstream's weights into `model`, strictly: every tensor must fit. Otherwise a `ValueError` says what does not, and the model is unchanged."
     names = {k: upstream_name(k, len(getattr(model, "encoder", ()))) for k in model.state_dict()}
     what = "The state dict" if isinstance(source, dict) else str(source)
@@ -115,7 +115,7 @@ def load_upstream(
     if problem: raise ValueError(f"{what} does not fit this network: {problem}. Build the variant that it was trained as, "
                                  "with the same in_channels and num_classes; for a file written by save_weights use load_weights.")
     model.load_state_dict({k: state[v] for k, v in names.items()})
-    model.preprocess = "upstream"
+    model.preprocess, model.trained_size = "upstream", None  # their files do not say the size
     return model
 
 # %% ../nbs/07_weights.ipynb #09a09f3f

@@ -435,3 +435,12 @@ def test_training_leaves_a_networks_own_image_size_alone():
     model, images = Own(), torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     fit(model, (images, (images[:, :1] > 128).byte()), recipe="fast", epochs=1, sizes=None, augment="none", batch_size=2, progress=False, device="cpu")
     assert model.image_size == 32 and model.trained_size == (32, 32) and predict(model, picture()).mask.shape == (40, 56)
+
+
+def test_upstreams_weights_say_no_size(tmp_path):
+    "What a network was trained on before says nothing about weights of the authors that are loaded into it."
+    from cmunext_nb.weights import load_upstream, upstream_name
+    model = create_model("cmunext_s")
+    model.trained_size = (64, 64)
+    torch.save({upstream_name(k): v for k, v in model.state_dict().items()}, tmp_path / "upstream.pth")
+    assert load_upstream(model, tmp_path / "upstream.pth").trained_size is None and model.preprocess == "upstream"
