@@ -186,26 +186,29 @@ def test_another_system_is_left_alone(monkeypatch):
 
 @pytest.mark.skipif(cpu._glibc() is None, reason="another allocator")
 def test_memory_is_kept_and_given_back():
-    "In a process of its own: a step needs hardly a new page inside, and afterwards the process is as small as before."
+    "In a process of its own: once the heap has settled, a step needs hardly a new page, and afterwards the process is as small as before."
     code = """
 import resource, torch
 from cmunext_nb.cpu import keep_memory
 torch.set_num_threads(1)
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 size = lambda: int(open("/proc/self/statm").read().split()[1]) // 256  # megabytes
-def step():
+def pages():
+    before = faults()
     maps = [torch.ones(1, 8 * (i + 1), 1024, 1024) for i in range(4)]  # 32 to 128 MB, kept to the end of the step
+    return faults() - before
+outside = [pages() for _ in range(2)][-1]
 before = size()
 with keep_memory() as active:
-    for _ in range(6): step()
-    first, inside = faults(), size()
-    step()
-    again = faults() - first
-print(active, again, before, inside, size())
+    # Freed blocks join and split by where they lie, which differs from process to process: the heap grew for two to
+    # seven steps in 48 processes, and then no more.
+    steps = [pages() for _ in range(24)]
+    inside = size()
+print(active, outside, max(steps[-4:]), before, inside, size(), steps)
 """
     env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
-    active, again, before, inside, after = done.stdout.split()
-    assert active == "True" and int(again) < 8000, done.stdout  # all of it would be 80,000 pages
+    active, outside, again, before, inside, after = done.stdout.split()[:6]
+    assert active == "True" and int(again) * 100 < int(outside), done.stdout  # outside: 81,920 pages of 4 KB
     assert int(inside) - int(before) > 250 and int(after) - int(before) < 60, done.stdout
