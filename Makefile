@@ -10,6 +10,8 @@ BROWSERS ?= 3
 NB_SKIP ?= ^[_.]
 # One thread a worker while several notebooks run at once: more would only make them wait for each other.
 NB_ENV := CMUNEXT_QUIET=1 OMP_NUM_THREADS=1 MPLBACKEND=agg
+# Containers often set this, and then each of some hundred processes would compile torch and matplotlib anew: 5 s of CPU every time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo lab test check clean-notebooks site test-notebooks test-python test-labs test-colab test-browser test-wheel browser docs notebooks readme export bench clean
 help:           ## this list
@@ -30,7 +32,7 @@ $(VENV)/.lab: $(VENV)/.user
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python settings.ini setup.py
-	$(BIN)/python -m pip install -q $(if $(CI),--no-compile) -e ".[dev]"  # half a minute for 15,000 files, most of which no test imports
+	$(BIN)/python -m pip install -q $(if $(CI),--no-compile) -e ".[dev]"  # half a minute for 15,000 files, most of which no test imports; the others are compiled once, at their first import
 	@touch $(VENV)/.user $@
 
 demo: $(VENV)/.user  ## train CMUNeXt-S on the bundled synthetic ultrasound, report IoU and F1, write a picture (DATA=busi: real scans)

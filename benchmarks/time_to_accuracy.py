@@ -21,20 +21,20 @@ def main():
     p.add_argument("--root", help="folder of BUSI")
     p.add_argument("--recipe", default="fast")
     p.add_argument("--epochs", type=int, default=150, help="length of the schedule (default: 150)")
-    p.add_argument("--start", choices=["random", "phantom"], default="random")
+    p.add_argument("--start", help="weights to begin with, as in cmunext_nb.reproduce (default: random)")
     p.add_argument("--seed", type=int, default=41)
     p.add_argument("--device")
     p.add_argument("--out", type=Path, default=ROOT / "benchmarks/time_to_accuracy.json")
     a = p.parse_args()
     train, valid = cn.load_dataset("busi", root=a.root, split=1, size=256)
-    model = build_system("cmunext_s", a.seed) if a.start == "random" else cn.create_model("cmunext_s", pretrained="phantom")
+    model = build_system("cmunext_s", a.seed, start=a.start)
     below = lambda run: run.history.best.get("iou", 0) < a.target / 100
     history = cn.fit(model, train, valid, a.recipe, epochs=a.epochs, seed=a.seed, device=a.device, on_epoch=below,
-                     out=ROOT / f"runs/time_to_accuracy_{a.recipe}_{a.epochs}_{a.start}_{a.seed}")
+                     out=ROOT / f"runs/time_to_accuracy_{a.recipe}_{a.epochs}_{a.start or 'random'}_{a.seed}")
     minutes = sum(r["seconds"] for r in history.rows) / 60
     result = dict(machine=dict(machine(), device=torch.cuda.get_device_name() if torch.cuda.is_available() and a.device != "cpu" else "CPU"),
                   target=a.target, reached=history.best["iou"] >= a.target / 100, best_iou=round(100 * history.best["iou"], 2), best_epoch=history.best["epoch"],
-                  minutes=round(minutes, 1), epochs_done=len(history.rows), schedule=f"{a.recipe}, {a.epochs} epochs", start=a.start, seed=a.seed)
+                  minutes=round(minutes, 1), epochs_done=len(history.rows), schedule=f"{a.recipe}, {a.epochs} epochs", start=a.start or "random", seed=a.seed)
     a.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 

@@ -27,13 +27,16 @@ def build_system(
     seed: int = 41, # of the random weights
     in_channels: int = 3, # channels of the images
     num_classes: int = 1, # channels of the logits
-): # network with random weights
-    "A network to be trained. The seed decides its weights; torch's own generator is left as it was."
+    start=None, # weights to begin with: a name of shipped ones ("phantom") or a file of `save_weights`; None: random ones
+): # network
+    "A network to be trained. The seed decides its random weights; torch's own generator is left as it was."
     if name not in SYSTEMS and name not in list_models(): raise unknown_name("system", name, [*list_models(), *SYSTEMS])
     network, changes = SYSTEMS.get(name, (name, {}))
+    shipped = start if start is None or not Path(start).suffix else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return create_model(network, in_channels, num_classes, **changes)
+        model = create_model(network, in_channels, num_classes, pretrained=shipped, **changes)
+    return model if start == shipped else load_weights(start, model)
 
 # %% ../nbs/49_reproduce.ipynb #82918c64
 def pack_dataset(
@@ -84,12 +87,16 @@ def run_name(
     recipe, # Recipe
     size: int, # side of the images in pixels
     seed: int, # of weights, order and augmentation
-    changes=None, # fields of the recipe that are not the named recipe's
+    changes=None, # fields of the recipe that are not the named recipe's, and where the weights begin
 ) -> str:
     "The name of a run: letters, digits, dots, equals signs and underscores."
     changed = "".join(f"_{k}={v}" for k, v in sorted((changes or {}).items()))
     text = f"{data}_split{split}_{model}_{recipe.name}{changed}_{recipe.epochs}epochs_{size}px_seed{seed}"
     return "".join(c if c.isalnum() or c in "._=-" else "-" for c in text)
+
+def _marked(changes, start):
+    "What tells a run from its recipe: the fields that were changed, and the weights that it began with."
+    return dict(changes) if start is None else dict(changes, start=Path(start).name)
 
 # %% ../nbs/49_reproduce.ipynb #10a927b0
 def _rounded(scores): return {k: round(v, 5) if isinstance(v, float) else v for k, v in scores.items() if k in ("iou", "f1", "iou_pooled", "f1_pooled", "loss", "n", "epoch")}
@@ -143,12 +150,15 @@ def run_system(
     device=None, # as in `fit`
     progress: bool = True, # show a bar
     epochs=None, # instead of the recipe's
+    start=None, # weights to begin with, as in `build_system`
     **changes, # other fields of the recipe
 ): # dict of the line, or None if the time was over first
     "Train one system, or go on with it, and give its line when it is finished."
     recipe, size, data = get_recipe(recipe, epochs, **changes), max(valid.images.shape[-2:]), valid.meta.get("dataset", "own")
+    if data == start == "busi": raise ValueError("start='busi': these weights have seen scans that are validated on here. Begin with 'phantom' or with random weights.")
+    changes = _marked(changes, start)
     name = run_name(model, data, valid.meta.get("split", 1), recipe, size, seed, changes)
-    network, device, folder = build_system(model, seed, num_classes=valid.masks.shape[1]), pick_device(device), Path(out) / name
+    network, device, folder = build_system(model, seed, num_classes=valid.masks.shape[1], start=start), pick_device(device), Path(out) / name
     history = fit(network, train, valid, recipe, seed=seed, out=folder, device=device, progress=progress, on_step=_deadline(minutes))
     if history.interrupted: raise KeyboardInterrupt(history.message)
     if len(history.rows) < recipe.epochs: return None
@@ -237,6 +247,7 @@ def _arguments():
     p.add_argument("--seeds", nargs="+", type=int, default=[41], help="(default: 41)")
     p.add_argument("--recipe", default="paper", help="(default: paper)")
     p.add_argument("--epochs", type=int, help="instead of the recipe's")
+    p.add_argument("--start", help="weights to begin with: phantom, or a file of save_weights (default: random weights)")
     p.add_argument("--size", type=int, default=256, help="pixels (default: 256)")
     p.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="other fields of the recipe, as JSON: ema=0.999 clip=null")
     p.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
@@ -277,10 +288,10 @@ def main(
     recipe, made = get_recipe(a.recipe, a.epochs, **changes), 0
     for model, split, seed in [(m, s, n) for m in a.models for s in a.splits for n in a.seeds]:
         train, valid = _load(a, split)
-        name = run_name(model, valid.meta["dataset"], split, recipe, max(valid.images.shape[-2:]), seed, changes)
+        name = run_name(model, valid.meta["dataset"], split, recipe, max(valid.images.shape[-2:]), seed, _marked(changes, a.start))
         if any(r["name"] == name for r in load_results(a.results)): continue
         left = None if end is None else (end - time.monotonic()) / 60
-        line = None if left is not None and left <= 0 else run_system(model, train, valid, a.recipe, seed, a.out, left, a.device, epochs=a.epochs, **changes)
+        line = None if left is not None and left <= 0 else run_system(model, train, valid, a.recipe, seed, a.out, left, a.device, epochs=a.epochs, start=a.start, **changes)
         if line is None: return print(f"{name}: not finished, the time is over. {made} runs finished; the same command goes on.")
         add_result(line, a.results)
         made += 1

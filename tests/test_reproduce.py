@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from cmunext_nb.data import data_roots, load_dataset
-from cmunext_nb.reproduce import SYSTEMS, add_result, build_system, load_packed, load_results, main, pack_dataset, results_table, run_name, summarise
+from cmunext_nb.reproduce import SYSTEMS, add_result, build_system, load_packed, load_results, main, pack_dataset, results_table, run_name, run_system, summarise
 from cmunext_nb.train import get_recipe
+from cmunext_nb.weights import save_weights
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,28 @@ def test_a_killed_run_goes_on_to_the_same_figures(packed, tmp_path):
     main(command(packed, other))
     a, b = load_results(one / "lines.jsonl")[0], load_results(other / "lines.jsonl")[0]
     assert a["best"] == b["best"] and a["last"] == b["last"] and a["curve"]["loss"] == b["curve"]["loss"]
+
+
+def test_weights_to_begin_with(packed, tmp_path):
+    file = save_weights(build_system("cmunext_s", start="phantom"), tmp_path / "mine.safetensors")
+    same = lambda a, b: all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
+    assert same(build_system("cmunext_s", start="phantom"), build_system("cmunext_s", seed=7, start=file)) and not same(build_system("cmunext_s"), build_system("cmunext_s", start=str(file)))
+    for start in ("phantom", str(file)): main(command(packed, tmp_path, "--epochs", "1", "--start", start))
+    main(command(packed, tmp_path, "--epochs", "1"))
+    named, other, new = load_results(tmp_path / "lines.jsonl")
+    assert named["last"] == other["last"] != new["last"] and named["changes"]["start"] == "phantom" and other["changes"]["start"] == "mine.safetensors"
+    assert len(summarise([named, other, new])) == 3 and "start=phantom" in results_table([named])
+
+
+def test_weights_that_have_seen_the_validation_images_are_refused():
+    _, valid = load_dataset("phantom", size=32)
+    valid.meta["dataset"] = "busi"
+    with pytest.raises(ValueError, match="have seen scans that are validated on"): run_system("cmunext_s", valid, valid, start="busi")
+
+
+@pytest.mark.parametrize("start, error, words", [("phantoms", ValueError, "phantom"), ("nothing.safetensors", FileNotFoundError, "nothing.safetensors")])
+def test_weights_that_are_not_there_are_said(start, error, words):
+    with pytest.raises(error, match=words): build_system("cmunext_s", start=start)
 
 
 def test_time_that_is_over_is_said(packed, tmp_path, capsys):
