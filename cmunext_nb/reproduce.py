@@ -7,8 +7,9 @@ __all__ = ['SYSTEMS', 'build_system', 'pack_dataset', 'load_packed', 'run_name',
            'summarise', 'results_table', 'main']
 
 # %% ../nbs/49_reproduce.ipynb #baf1d4e4
-import argparse, json, platform, statistics, time, zipfile
+import argparse, json, os, platform, signal, statistics, subprocess, sys, tempfile, time, zipfile
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -252,6 +253,7 @@ def _arguments():
     p.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="other fields of the recipe, as JSON: ema=0.999 clip=null")
     p.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
     p.add_argument("--minutes", type=float, help="stop cleanly after so many minutes; the same command goes on")
+    p.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process of its own (default: 1)")
     p.add_argument("--out", default="runs/reproduce", help="folder of unfinished and finished runs (default: runs/reproduce)")
     p.add_argument("--results", default="runs/reproduce.jsonl", help="file of lines (default: runs/reproduce.jsonl)")
     p.add_argument("--pack", metavar="FILE", help="write the data as one file, and do nothing else")
@@ -274,6 +276,64 @@ def _load(a, split):
     if a.data.endswith(".npz"): return load_packed(a.data, split)
     return load_dataset(a.data, root=a.root, split=split, size=a.size)
 
+# %% ../nbs/49_reproduce.ipynb #49jobs02
+def _left(end): return None if end is None else (end - time.monotonic()) / 60
+
+def _keep(line, path):
+    "Add a line to the file, and say what it says."
+    add_result(line, path)
+    best, last = (f"{100 * line[k]['iou']:.2f} / {100 * line[k]['f1']:.2f}" for k in ("best", "last"))
+    print(f"{line['name']}: IoU / F1 {best} in the best epoch, {last} in the last", flush=True)
+
+def _words(a, model, split, seed, end):
+    "The command line of one run alone."
+    words = [sys.executable, "-m", "cmunext_nb.reproduce", "--models", model, "--splits", str(split), "--seeds", str(seed)]
+    for field in ("data", "root", "recipe", "epochs", "start", "size", "device", "out"):
+        if getattr(a, field) is not None: words += [f"--{field}", str(getattr(a, field))]
+    return [*words, *(["--set", *a.set] if a.set else []), *([] if end is None else ["--minutes", str(_left(end))])]
+
+# %% ../nbs/49_reproduce.ipynb #49jobs06
+def _start(a, run, end, folder):
+    "One run as a process: (name, process, the file for its line, its log)."
+    name, *which = run
+    line, log = Path(folder) / f"{name}.jsonl", Path(a.out) / f"{name}.log"
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // a.jobs))
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w", encoding="utf-8") as file:
+        process = subprocess.Popen([*_words(a, *which, end), "--results", str(line)], stdout=file, stderr=subprocess.STDOUT,
+                                   env={**os.environ, "OMP_NUM_THREADS": threads, "CMUNEXT_QUIET": "1"})
+    return name, process, line, log
+
+# %% ../nbs/49_reproduce.ipynb #49jobs07
+def _stop(process):
+    "End a child. Ctrl-C in a terminal has reached it already, so it gets some seconds to keep its weights before it is told again."
+    for patience, signal_it in ((10, process.terminate if os.name == "nt" else lambda: process.send_signal(signal.SIGINT)), (30, process.kill)):
+        try: return process.wait(patience)
+        except subprocess.TimeoutExpired: signal_it()
+    process.wait()
+
+def _side_by_side(a, todo, end):
+    "Train several runs at a time. A `RuntimeError` names the logs of those that failed, after all others have ended."
+    working, failed, waiting = [], [], list(todo)
+    print(f"{len(todo)} runs, {a.jobs} at a time; logs in {a.out}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            while waiting or working:
+                while waiting and len(working) < a.jobs and (end is None or _left(end) > 0): working.append(_start(a, waiting.pop(0), end, folder))
+                if not working: break
+                time.sleep(0.2)
+                for one in [w for w in working if w[1].poll() is not None]:
+                    working.remove(one)
+                    name, process, line, log = one
+                    if process.returncode: failed.append(log)
+                    elif line.exists(): _keep(load_results(line)[0], a.results)
+                    else: print(f"{name}: not finished, the time is over; the same command goes on.", flush=True)
+        finally:
+            for _, process, *_ in working: _stop(process)
+    if waiting: print(f"The time is over, {len(waiting)} runs were not begun; the same command goes on.")
+    if failed: raise RuntimeError(f"{len(failed)} of {len(todo)} runs failed, see {', '.join(map(str, failed))}. The first says: "
+                                  + (failed[0].read_text(encoding="utf-8").strip() or "nothing").splitlines()[-1])
+
 # %% ../nbs/49_reproduce.ipynb #a6c24c4f
 def main(
     arguments=None, # list of str; None takes the command line
@@ -284,18 +344,21 @@ def main(
     if a.pack:
         path = pack_dataset(a.data, a.pack, a.root, a.size)
         return print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    if a.jobs < 1: raise ValueError(f"--jobs {a.jobs}: expected 1 or more")
     changes, end = _changes(a.set), None if a.minutes is None else time.monotonic() + 60 * a.minutes
-    recipe, made = get_recipe(a.recipe, a.epochs, **changes), 0
+    recipe, made, todo, load = get_recipe(a.recipe, a.epochs, **changes), 0, [], lru_cache(1)(lambda split: _load(a, split))
     for model, split, seed in [(m, s, n) for m in a.models for s in a.splits for n in a.seeds]:
-        train, valid = _load(a, split)
+        train, valid = load(split)
         name = run_name(model, valid.meta["dataset"], split, recipe, max(valid.images.shape[-2:]), seed, _marked(changes, a.start))
         if any(r["name"] == name for r in load_results(a.results)): continue
-        left = None if end is None else (end - time.monotonic()) / 60
+        todo.append((name, model, split, seed))
+        if a.jobs > 1: continue
+        left = _left(end)
         line = None if left is not None and left <= 0 else run_system(model, train, valid, a.recipe, seed, a.out, left, a.device, epochs=a.epochs, start=a.start, **changes)
         if line is None: return print(f"{name}: not finished, the time is over. {made} runs finished; the same command goes on.")
-        add_result(line, a.results)
+        _keep(line, a.results)
         made += 1
-        print(f"{name}: best epoch IoU {100 * line['best']['iou']:.2f}, F1 {100 * line['best']['f1']:.2f}; last epoch {100 * line['last']['iou']:.2f} / {100 * line['last']['f1']:.2f}", flush=True)
+    if a.jobs > 1: _side_by_side(a, todo, end)
     print(results_table(load_results(a.results)))
 
 # %% ../nbs/49_reproduce.ipynb #ef52b85a

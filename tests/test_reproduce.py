@@ -1,14 +1,19 @@
 "Runs that can be had again: packing, resuming, lines, and the bare machine. The everyday path is checked in nbs/49_reproduce.ipynb."
+import argparse
 import json
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from cmunext_nb import reproduce
 from cmunext_nb.data import data_roots, load_dataset
 from cmunext_nb.reproduce import SYSTEMS, add_result, build_system, load_packed, load_results, main, pack_dataset, results_table, run_name, run_system, summarise
 from cmunext_nb.train import get_recipe
@@ -171,3 +176,48 @@ def test_it_runs_on_a_bare_machine(packed, tmp_path):
     done = subprocess.run([sys.executable, "-c", bare, *command(packed, tmp_path, "--models", "cmunext_s", "unext")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert [r["model"] for r in load_results(tmp_path / "lines.jsonl")] == ["cmunext_s", "unext"]
+
+
+# Several at a time
+
+def test_side_by_side_is_one_after_the_other(packed, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # a sum in another order is another sum
+    many = ["--seeds", "1", "2", "--epochs", "1"]
+    for folder, jobs in ((tmp_path / "one", "1"), (tmp_path / "two", "2")): main(command(packed, folder, *many, "--jobs", jobs))
+    one, two = (sorted(load_results(tmp_path / f / "lines.jsonl"), key=lambda r: r["seed"]) for f in ("one", "two"))
+    assert [r["seed"] for r in two] == [1, 2] and [r["last"] for r in one] == [r["last"] for r in two]
+    assert "2 runs, 2 at a time" in capsys.readouterr().out and len(list((tmp_path / "two/runs").glob("*.log"))) == 2
+    monkeypatch.setattr(reproduce, "_start", lambda *a: pytest.fail("a finished run was begun again"))
+    main(command(packed, tmp_path / "two", *many, "--jobs", "2"))
+
+
+def child(code):
+    "A stand-in for a training: what `_start` gives, with a process that runs this code."
+    def start(a, run, end, folder):
+        log = Path(folder).parent / "a.log"
+        return run[0], subprocess.Popen([sys.executable, "-S", "-c", code], stdout=open(log, "w"), stderr=subprocess.STDOUT), Path(folder) / "none.jsonl", log
+    return start
+
+
+def test_one_that_fails_is_named_after_the_others(packed, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "_start", child("raise OSError('the disk is full')"))
+    with pytest.raises(RuntimeError, match="2 of 2 runs failed, see .*a.log.*the disk is full"): main(command(packed, tmp_path, "--seeds", "1", "2", "--jobs", "2"))
+
+
+def test_children_end_with_their_parent(monkeypatch):
+    started = []
+    def start(*given):
+        started.append(child("import time\ntime.sleep(60)")(*given))
+        return started[-1]
+    monkeypatch.setattr(reproduce, "_start", start)
+    def ctrl_c(seconds): raise KeyboardInterrupt
+    monkeypatch.setattr(reproduce, "time", SimpleNamespace(sleep=ctrl_c, monotonic=time.monotonic))
+    monkeypatch.setattr(subprocess.Popen, "wait", lambda self, timeout=None, wait=subprocess.Popen.wait: wait(self, timeout and timeout / 10))
+    with pytest.raises(KeyboardInterrupt): reproduce._side_by_side(argparse.Namespace(jobs=2, out="runs"), [("a",), ("b",), ("c",)], None)
+    assert len(started) == 2 and all(p.poll() is not None for _, p, *_ in started)
+
+
+def test_time_that_is_over_begins_nothing(packed, tmp_path, capsys):
+    main(command(packed, tmp_path, "--seeds", "1", "2", "--jobs", "2", "--minutes", "0"))
+    assert "2 runs were not begun" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--jobs 0: expected 1 or more"): main(command(packed, tmp_path, "--jobs", "0"))
