@@ -156,7 +156,8 @@ def run_system(
 ): # dict of the line, or None if the time was over first
     "Train one system, or go on with it, and give its line when it is finished."
     recipe, size, data = get_recipe(recipe, epochs, **changes), max(valid.images.shape[-2:]), valid.meta.get("dataset", "own")
-    if data == start == "busi": raise ValueError("start='busi': these weights have seen scans that are validated on here. Begin with 'phantom' or with random weights.")
+    if data == start == "busi" and valid.meta.get("split", 1) != 1:
+        raise ValueError("start='busi': these weights learned on split 1 and have seen scans that are validated on here. Begin with 'phantom' or with random weights.")
     changes = _marked(changes, start)
     name = run_name(model, data, valid.meta.get("split", 1), recipe, size, seed, changes)
     network, device, folder = build_system(model, seed, num_classes=valid.masks.shape[1], start=start), pick_device(device), Path(out) / name
@@ -362,4 +363,6 @@ def main(
     print(results_table(load_results(a.results)))
 
 # %% ../nbs/49_reproduce.ipynb #ef52b85a
-if __name__ == "__main__" and globals().get("__package__") == "cmunext_nb": main()
+if __name__ == "__main__" and globals().get("__package__") == "cmunext_nb":
+    try: main()
+    except KeyboardInterrupt as e: sys.exit(str(e) or "interrupted; the same command goes on")

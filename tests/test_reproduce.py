@@ -2,6 +2,7 @@
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -120,7 +121,7 @@ def test_weights_to_begin_with(packed, tmp_path):
 
 def test_weights_that_have_seen_the_validation_images_are_refused():
     _, valid = load_dataset("phantom", size=32)
-    valid.meta["dataset"] = "busi"
+    valid.meta.update(dataset="busi", split=2)
     with pytest.raises(ValueError, match="have seen scans that are validated on"): run_system("cmunext_s", valid, valid, start="busi")
 
 
@@ -215,6 +216,20 @@ def test_children_end_with_their_parent(monkeypatch):
     monkeypatch.setattr(subprocess.Popen, "wait", lambda self, timeout=None, wait=subprocess.Popen.wait: wait(self, timeout and timeout / 10))
     with pytest.raises(KeyboardInterrupt): reproduce._side_by_side(argparse.Namespace(jobs=2, out="runs"), [("a",), ("b",), ("c",)], None)
     assert len(started) == 2 and all(p.poll() is not None for _, p, *_ in started)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT for one process on this system")
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_an_interrupted_command_says_how_to_go_on(packed, tmp_path, jobs):
+    "As from a terminal, where Ctrl-C reaches the whole group."
+    words = [sys.executable, "-m", "cmunext_nb.reproduce", *command(packed, tmp_path, "--epochs", "400", "--jobs", jobs)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    begun = time.monotonic()
+    while not list((tmp_path / "runs").glob("*/last.safetensors")) and time.monotonic() - begun < 120: time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 1 and "the same c" in said and "Traceback" not in said, said
+    assert list((tmp_path / "runs").glob("*/interrupted.safetensors"))
 
 
 def test_time_that_is_over_begins_nothing(packed, tmp_path, capsys):
