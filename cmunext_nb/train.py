@@ -873,6 +873,7 @@ def fit(
     state, where = found[0]
     if state: _restore(run, state, where)
     if not run.quiet: _announce(run)
+    if run.out and find_spec("matplotlib"): import matplotlib.figure  # now, since Ctrl-C in the middle of this import would break all drawing after it
     try: _train(run, on_step, on_epoch)
     except KeyboardInterrupt: _kept_after_interrupt(run)
     finally: _use_average(run)

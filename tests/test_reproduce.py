@@ -226,8 +226,11 @@ def test_an_interrupted_command_says_how_to_go_on(packed, tmp_path, jobs):
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     begun = time.monotonic()
     while not list((tmp_path / "runs").glob("*/last.safetensors")) and time.monotonic() - begun < 120: time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)
-    said = process.communicate(timeout=120)[1]
+    for _ in range(3):  # once more, as a person would, where Python was just where an exception is only noted
+        os.killpg(process.pid, signal.SIGINT)
+        try: said = process.communicate(timeout=40)[1]
+        except subprocess.TimeoutExpired: continue
+        break
     assert process.returncode == 1 and "the same c" in said and "Traceback" not in said, said
     assert list((tmp_path / "runs").glob("*/interrupted.safetensors"))
 
