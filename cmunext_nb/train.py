@@ -870,8 +870,7 @@ def fit(
     run.quiet, run.about, run.drawn, run.clock = not progress or run.rank > 0, _about(run), 0.0, time.monotonic()
     found = [_find_state(run, resume) if run.rank == 0 else None]
     if run.world > 1: dist.broadcast_object_list(found)  # only the first process needs the folder
-    state, where = found[0]
-    if state: _restore(run, state, where)
+    if found[0][0]: _restore(run, *found[0])  # a state, and what to call it
     if not run.quiet: _announce(run)
     if run.out and find_spec("matplotlib"): import matplotlib.figure  # now, since Ctrl-C in the middle of this import would break all drawing after it
     try: _train(run, on_step, on_epoch)
