@@ -7,7 +7,7 @@ __all__ = ['SYSTEMS', 'build_system', 'pack_dataset', 'load_packed', 'run_name',
            'summarise', 'results_table', 'main']
 
 # %% ../nbs/49_reproduce.ipynb #baf1d4e4
-import argparse, json, os, platform, signal, statistics, subprocess, sys, tempfile, time, zipfile
+import argparse, json, os, platform, signal, statistics, subprocess, sys, tempfile, time, zipfile, zlib
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -96,8 +96,11 @@ def run_name(
     return "".join(c if c.isalnum() or c in "._=-" else "-" for c in text)
 
 def _marked(changes, start):
-    "What tells a run from its recipe: the fields that were changed, and the weights that it began with."
-    return dict(changes) if start is None else dict(changes, start=Path(start).name)
+    "What tells a run from its recipe: the fields that were changed, and the weights that it began with, a file by its name and checksum."
+    if start is None: return dict(changes)
+    if not Path(start).suffix: return dict(changes, start=start)
+    if not Path(start).is_file(): raise FileNotFoundError(f"There is no file of weights at {start}: check the path, or begin with 'phantom'.")
+    return dict(changes, start=f"{Path(start).stem}-{zlib.crc32(Path(start).read_bytes()):08x}")
 
 # %% ../nbs/49_reproduce.ipynb #10a927b0
 def _rounded(scores): return {k: round(v, 5) if isinstance(v, float) else v for k, v in scores.items() if k in ("iou", "f1", "iou_pooled", "f1_pooled", "loss", "n", "epoch")}
