@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 import cmunext_nb
 from .model import PlainFusion, PlainStage, create_model, list_models, unknown_name
 from .weights import atomic_write, load_weights
@@ -106,24 +107,33 @@ def _marked(changes, start):
 def _rounded(scores): return {k: round(v, 5) if isinstance(v, float) else v for k, v in scores.items() if k in ("iou", "f1", "iou_pooled", "f1_pooled", "loss", "n", "epoch")}
 
 def _protocols(model, best, valid, device):
-    "Scores in float32: of the last weights and of the best epoch's, on all validation images, on the clean ones, and averaged with the mirror image."
+    "Scores in float32: of the last weights and of the best epoch's, on all validation images, on the clean ones, and averaged over views."
     sets, scores = {"": valid}, {}
     if valid.meta.get("dataset") == "busi": sets["_clean"] = clean_subset(valid, "busi")
     same = all(map(torch.equal, model.state_dict().values(), best.state_dict().values()))  # often the last epoch is the best one
     for kind, data in sets.items():
         scores["last" + kind] = _rounded(evaluate(model, data, device))
         scores["best" + kind] = dict(scores["last" + kind]) if same else _rounded(evaluate(best, data, device))
-    scores["last_mirror"] = _rounded(evaluate(_Mirrored(model), valid, device))
+    for kind, sizes in (("last_mirror", (1,)), ("last_scales", (3 / 4, 7 / 8, 1))): scores[kind] = _rounded(evaluate(_Averaged(model, sizes), valid, device))
     return scores
 
 # %% ../nbs/49_reproduce.ipynb #7ca558cf
-class _Mirrored(torch.nn.Module):
-    "A network asked twice, about the image and about its mirror image; the mean of the probabilities, as logits."
-    def __init__(self, model):
+class _Averaged(torch.nn.Module):
+    "A network asked about the image and its mirror image, at each of some sizes; the mean of the probabilities, as logits."
+    def __init__(self, model, sizes=(1,)):
         super().__init__()
         self.model, self.config, self.preprocess = model, getattr(model, "config", None), getattr(model, "preprocess", "imagenet")
+        self.sizes = sizes
 
-    def forward(self, x): return torch.logit((self.model(x).sigmoid() + self.model(x.flip(-1)).flip(-1).sigmoid()) / 2, eps=1e-6)
+    def at(self, x, side):
+        "The probabilities of both views, computed at a size and brought back to the image's."
+        small = x if side == x.shape[-2:] else F.interpolate(x, side, mode="bilinear", antialias=True)
+        both = (self.model(small), self.model(small.flip(-1)).flip(-1))
+        return sum((y if side == x.shape[-2:] else F.interpolate(y, x.shape[-2:], mode="bilinear")).sigmoid() for y in both) / 2
+
+    def forward(self, x):
+        sides = [torch.Size(max(32, round(s * n / 32) * 32) for n in x.shape[-2:]) if s != 1 else x.shape[-2:] for s in self.sizes]
+        return torch.logit(sum(self.at(x, side) for side in sides) / len(sides), eps=1e-6)
 
 # %% ../nbs/49_reproduce.ipynb #07062410
 def _machine(device):
