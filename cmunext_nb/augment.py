@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['augmentations', 'rotate_flip', 'affine_matrices', 'sampling_grid', 'warp', 'grey_curves', 'apply_curves', 'soften',
-           'speckle', 'paste', 'Augment', 'draw_changes', 'check_batch', 'apply_changes', 'augment']
+           'speckle', 'cutmix', 'Augment', 'draw_changes', 'check_batch', 'apply_changes', 'augment']
 
 # %% ../nbs/12_augment.ipynb #59ebfae7
 import math
@@ -117,12 +117,12 @@ def speckle(
     factor = 1 + amount.to(images.device).view(-1, 1, 1, 1) * noise
     return (images * factor).clamp_(0, 255).round_().to(torch.uint8)
 
-# %% ../nbs/12_augment.ipynb #ef69ab25
-def paste(
+# %% ../nbs/12_augment.ipynb #12mix02
+def cutmix(
     batch: torch.Tensor, # (N, C, H, W), any dtype
     boxes: torch.Tensor, # (N, 4): left, top, width and height as fractions of the sides; a box without area changes nothing
 ) -> torch.Tensor: # (N, C, H, W)
-    "Lay a rectangle of the image before (the last one, for the first) on each image, at the same place."
+    "Lay a rectangle of the image before (for the first, of the last) on each image, at the same place. Source: S. Yun and others, CutMix, 2019."
     height, width = batch.shape[-2:]
     left, top, wide, high = boxes.to(batch.device).T[:, :, None, None, None]
     x = (torch.arange(width, device=batch.device) + 0.5) / width
@@ -130,6 +130,7 @@ def paste(
     inside = (x >= left) & (x < left + wide) & (y >= top) & (y < top + high)
     return torch.where(inside, batch.roll(1, 0), batch)
 
+# %% ../nbs/12_augment.ipynb #ef69ab25
 @dataclass(frozen=True)
 class Augment:
     "How far the images of a batch may change; every value 0 changes nothing."
@@ -145,12 +146,12 @@ class Augment:
     brightness: float = 0. # largest addition either way, fraction of the full range
     blur: float = 0. # largest weight of the 3 x 3 mean, 0 to 1
     noise: float = 0. # largest standard deviation of the speckle factor
-    paste: float = 0. # probability that a rectangle of another image of the batch lies on this one
     padding: str = "reflection" # what is drawn where the image has moved away: "reflection", "border" or "zeros"
+    cutmix: float = 0. # probability that a rectangle of another image of the batch lies on this one
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            top = 1 if name in ("turn", "flip", "mirror", "blur", "paste") else math.inf
+            top = 1 if name in ("turn", "flip", "mirror", "blur", "cutmix") else math.inf
             if name != "padding" and not 0 <= value <= top:
                 raise ValueError(f"Augment({name}={value!r}): expected a number from 0 {'up' if top > 1 else 'to 1'}")
         if self.padding not in ("reflection", "border", "zeros"): raise unknown_name("padding", self.padding, ("reflection", "border", "zeros"))
@@ -161,17 +162,21 @@ augmentations = {
     "paper": Augment(turn=0.5, flip=0.5),
     "fast": Augment(mirror=0.5, rotate=20, scale=0.25, shift=0.08, gamma=0.4, contrast=0.25, brightness=0.08),
     "strong": Augment(mirror=0.5, rotate=30, scale=0.4, shift=0.12, shear=10, gamma=0.5, contrast=0.4, brightness=0.1, blur=0.5, noise=0.15),
-}
-augmentations["wide"] = replace(augmentations["fast"], scale=0.6)
-augmentations["pasted"] = replace(augmentations["fast"], paste=0.5)
-augmentations["wide_pasted"] = replace(augmentations["fast"], paste=0.5, scale=0.6)
+} # recipes by name
 
 # %% ../nbs/12_augment.ipynb #bf5dea10
+def _boxes(n, share, generator):
+    "Rectangles (n, 4) for `cutmix`, anywhere in the image; those beyond the share have no area."
+    if not share: return torch.zeros(n, 4)
+    u = torch.rand((n, 5), generator=generator, device=generator.device if generator else "cpu").cpu()
+    side = 0.25 + 0.5 * u[:, 1:3]
+    return torch.cat([u[:, 3:5] * (1 - side), side], 1) * (u[:, :1] < share)
+
 def draw_changes(
     n: int, # images
     recipe: Augment, # how far they may change
     generator: torch.Generator = None, # source of the random numbers; torch's own without it
-) -> dict: # name -> tensor (n,) on the CPU, `shift` (n, 2), and the number `seed` of the noise
+) -> dict: # name -> tensor (n,) on the CPU, `shift` (n, 2), `boxes` (n, 4), and the number `seed` of the noise
     "Draw what happens to each image; each kind of change has its own column of random numbers, so that one setting does not disturb another."
     u = torch.rand((n, 16), generator=generator, device=generator.device if generator else "cpu").cpu()
     r, seed = recipe, int(u[:1, 15].sum() * 2**24)
@@ -179,14 +184,11 @@ def draw_changes(
     factor = lambda column, most: (1 + most) ** either_way(column, 1)
     turns = (u[:, 0] < r.turn) * (4 * u[:, 1]).long()
     kind = (u[:, 2] < r.flip) * (1 + (3 * u[:, 3]).long())  # 1 left-right, 2 upside-down, 3 both
-    if r.paste: pasted = torch.rand((n, 5), generator=generator, device=u.device if generator is None else generator.device).cpu()
-    else: pasted = torch.ones(n, 5)
-    side = 0.25 + 0.5 * pasted[:, 1:3]
-    return dict(boxes=torch.cat([pasted[:, 3:5] * (1 - side), side], 1) * (pasted[:, :1] < r.paste), turns=turns, mirror=(kind % 2 == 1) ^ (u[:, 4] < r.mirror), upside_down=kind >= 2,
+    return dict(turns=turns, mirror=(kind % 2 == 1) ^ (u[:, 4] < r.mirror), upside_down=kind >= 2,
                 angle=either_way(5, r.rotate), scale=factor(6, r.scale), shear=either_way(9, r.shear),
                 shift=torch.stack([either_way(7, r.shift), either_way(8, r.shift)], 1),
                 gamma=factor(10, r.gamma), contrast=factor(11, r.contrast), brightness=either_way(12, r.brightness),
-                blur=u[:, 13] * r.blur, noise=u[:, 14] * r.noise, seed=seed)
+                blur=u[:, 13] * r.blur, noise=u[:, 14] * r.noise, seed=seed, boxes=_boxes(n, r.cutmix, generator))
 
 # %% ../nbs/12_augment.ipynb #bf39acca
 def check_batch(
@@ -221,7 +223,7 @@ def apply_changes(
         images, masks = warp(images, grid, "bilinear", padding), warp(masks, grid, "nearest", padding)
     if c["blur"].any(): images = soften(images, c["blur"])
     if c["noise"].any(): images = speckle(images, c["noise"], c["seed"])
-    if c["boxes"].any() and len(images) > 1: images, masks = paste(images, c["boxes"]), paste(masks, c["boxes"])
+    if c["boxes"].any(): images, masks = cutmix(images, c["boxes"]), cutmix(masks, c["boxes"])
     return images, masks
 
 # %% ../nbs/12_augment.ipynb #62560355

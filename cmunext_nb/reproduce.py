@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 import cmunext_nb
 from .model import PlainFusion, PlainStage, create_model, list_models, unknown_name
 from .weights import atomic_write, load_weights
 from .data import SegmentationData, clean_subset, load_dataset
+from .predict import average_views
 from .train import evaluate, fit, get_recipe, pick_device, pick_precision
 
 # %% ../nbs/49_reproduce.ipynb #9440d002
@@ -114,26 +114,21 @@ def _protocols(model, best, valid, device):
     for kind, data in sets.items():
         scores["last" + kind] = _rounded(evaluate(model, data, device))
         scores["best" + kind] = dict(scores["last" + kind]) if same else _rounded(evaluate(best, data, device))
-    for kind, sizes in (("last_mirror", (1,)), ("last_scales", (3 / 4, 7 / 8, 1))): scores[kind] = _rounded(evaluate(_Averaged(model, sizes), valid, device))
-    return scores
+    return {**scores, **_averages(model, valid, device)}
 
 # %% ../nbs/49_reproduce.ipynb #7ca558cf
 class _Averaged(torch.nn.Module):
-    "A network asked about the image and its mirror image, at each of some sizes; the mean of the probabilities, as logits."
-    def __init__(self, model, sizes=(1,)):
+    "A network asked about several views of an image; the mean of the probabilities, as logits."
+    def __init__(self, model, tta):
         super().__init__()
         self.model, self.config, self.preprocess = model, getattr(model, "config", None), getattr(model, "preprocess", "imagenet")
-        self.sizes = sizes
+        self.tta = tta
 
-    def at(self, x, side):
-        "The probabilities of both views, computed at a size and brought back to the image's."
-        small = x if side == x.shape[-2:] else F.interpolate(x, side, mode="bilinear", antialias=True)
-        both = (self.model(small), self.model(small.flip(-1)).flip(-1))
-        return sum((y if side == x.shape[-2:] else F.interpolate(y, x.shape[-2:], mode="bilinear")).sigmoid() for y in both) / 2
+    def forward(self, x): return torch.logit(average_views(self.model, x, self.tta)[0], eps=1e-6)
 
-    def forward(self, x):
-        sides = [torch.Size(max(32, round(s * n / 32) * 32) for n in x.shape[-2:]) if s != 1 else x.shape[-2:] for s in self.sizes]
-        return torch.logit(sum(self.at(x, side) for side in sides) / len(sides), eps=1e-6)
+def _averages(model, valid, device):
+    "Scores of the mean over the image and its mirror image, and over both at three sizes."
+    return {f"last_{tta}": _rounded(evaluate(_Averaged(model, tta), valid, device)) for tta in ("mirror", "scales")}
 
 # %% ../nbs/49_reproduce.ipynb #07062410
 def _machine(device):
@@ -201,17 +196,17 @@ def add_result(
     line: dict, # what `run_system` gave
     path, # file of lines
 ):
-    "Add a line, or replace the one of the same name."
-    kept = [r for r in load_results(path) if r["name"] != line["name"]]
-    with atomic_write(path) as file: file.write("".join(json.dumps(r) + "\n" for r in [*kept, line]).encode())
+    "Add a line, or put it in the place of the one of the same name."
+    lines = {r["name"]: r for r in [*load_results(path), line]}
+    with atomic_write(path) as file: file.write("".join(json.dumps(r) + "\n" for r in lines.values()).encode())
 
 # %% ../nbs/49_reproduce.ipynb #d2e2d304
 def _mean_over(runs, protocol, metric):
-    "Mean over splits of the mean over seeds, in percent; None where the protocol is missing."
+    "Mean over splits of the mean over seeds, in percent; None where a run lacks the protocol: a mean over other splits would stand beside those over all."
+    if not all(protocol in r for r in runs): return None
     values = {}
-    for r in runs:
-        if protocol in r: values.setdefault(r["split"], []).append(100 * r[protocol][metric])
-    return statistics.mean(statistics.mean(v) for v in values.values()) if values else None
+    for r in runs: values.setdefault(r["split"], []).append(100 * r[protocol][metric])
+    return statistics.mean(statistics.mean(v) for v in values.values())
 
 def _spread_over(runs, protocol, metric):
     "Standard deviation over seeds, averaged over the splits that have several; None where none has."
@@ -228,7 +223,7 @@ def summarise(
     groups, rows = {}, []
     for r in results: groups.setdefault((r["data"], r["recipe"], repr(r["changes"]), r["epochs"], r["size"], r["model"]), []).append(r)
     for (data, recipe, _, epochs, size, model), runs in groups.items():
-        scores = {f"{p}_{m}": _mean_over(runs, p, m) for p in ("best", "last", "last_clean", "last_mirror") for m in ("iou", "f1")}
+        scores = {f"{p}_{m}": _mean_over(runs, p, m) for p in ("best", "last", "last_clean", "last_mirror", "last_scales") for m in ("iou", "f1")}
         rows.append(dict(data=data, recipe=recipe, changes=runs[0]["changes"], epochs=epochs, size=size, model=model, parameters=runs[0]["parameters"],
                          splits=sorted({r["split"] for r in runs}), seeds=sorted({r["seed"] for r in runs}),
                          runs_each=[sum(r["split"] == s for r in runs) for s in sorted({r["split"] for r in runs})], spread=_spread_over(runs, "best", "iou"),
@@ -241,12 +236,12 @@ def results_table(
 ) -> str:
     "A table as text: both protocols, IoU / F1 in percent, a dash where nothing was measured."
     pair = lambda row, p: "-" if row[f"{p}_iou"] is None else f"{row[f'{p}_iou']:.2f} / {row[f'{p}_f1']:.2f}"
-    head = "data,system,schedule,splits x seeds,paper's protocol,spread,last epoch,last clean,last mirrored,minutes".split(",")
+    head = "data,system,schedule,splits x seeds,paper's protocol,spread,last epoch,last clean,last mirrored,at 3 sizes,minutes".split(",")
     lines = [head]
     for r in sorted(summarise(load_results() if results is None else results), key=lambda r: (r["data"], r["recipe"], r["epochs"], r["size"], r["parameters"])):
         changes = "".join(f" {k}={v}" for k, v in r["changes"].items())
         lines.append((r["data"], r["model"], f"{r['recipe']}{changes}, {r['epochs']} epochs, {r['size']} px", f"{','.join(map(str, r['splits']))} x {'-'.join(map(str, sorted({min(r['runs_each']), max(r['runs_each'])})))}",
-                      pair(r, "best"), "-" if r["spread"] is None else f"{r['spread']:.2f}", pair(r, "last"), pair(r, "last_clean"), pair(r, "last_mirror"), f"{r['minutes']:.1f}"))
+                      pair(r, "best"), "-" if r["spread"] is None else f"{r['spread']:.2f}", pair(r, "last"), pair(r, "last_clean"), pair(r, "last_mirror"), pair(r, "last_scales"), f"{r['minutes']:.1f}"))
     if len(lines) == 1: return "no finished run yet: python -m cmunext_nb.reproduce --data busi --models cmunext_s --splits 1 --recipe paper"
     widths = [max(len(row[i]) for row in lines) for i in range(len(head))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in lines)
@@ -271,6 +266,7 @@ def _arguments():
     p.add_argument("--out", default="runs/reproduce", help="folder of unfinished and finished runs (default: runs/reproduce)")
     p.add_argument("--results", default="runs/reproduce.jsonl", help="file of lines (default: runs/reproduce.jsonl)")
     p.add_argument("--pack", metavar="FILE", help="write the data as one file, and do nothing else")
+    p.add_argument("--rescore", action="store_true", help="score finished runs by the protocols that their lines lack, with the weights in --out, and do nothing else")
     p.add_argument("--table", action="store_true", help="print the table of all lines, and do nothing else")
     return p
 
@@ -289,6 +285,21 @@ def _load(a, split):
     "The two parts of a split, out of a packed file or as `load_dataset` gives them."
     if a.data.endswith(".npz"): return load_packed(a.data, split)
     return load_dataset(a.data, root=a.root, split=split, size=a.size)
+
+# %% ../nbs/49_reproduce.ipynb #49score2
+def _rescore(a):
+    "Score the finished runs whose lines lack a protocol, with the weights in their folders."
+    load, device = lru_cache(1)(lambda split: _load(a, split)[1]), pick_device(a.device)
+    for line in load_results(a.results):
+        file = Path(a.out) / line["name"] / "last.safetensors"
+        if "last_scales" in line or not file.exists(): continue
+        valid = load(line["split"])
+        model = load_weights(file, build_system(line["model"], line["seed"], num_classes=valid.masks.shape[1])).to(device)
+        again = evaluate(model, valid, device)["iou"]
+        if abs(again - line["last"]["iou"]) > 2e-3:
+            raise ValueError(f"{file} has an IoU of {again:.4f} here and {line['last']['iou']:.4f} in its line: other weights, or other images than --data {a.data} --size {a.size}")
+        add_result({**line, **_averages(model, valid, device)}, a.results)
+        print(f"{line['name']}: scored again", flush=True)
 
 # %% ../nbs/49_reproduce.ipynb #49jobs02
 def _left(end): return None if end is None else (end - time.monotonic()) / 60
@@ -355,6 +366,7 @@ def main(
     "Train what is not finished yet. Ctrl-C and a kill lose nothing: the same command goes on."
     a = _arguments().parse_args(arguments)
     if a.table: return print(results_table(load_results(a.results)))
+    if a.rescore: return _rescore(a)
     if a.pack:
         path = pack_dataset(a.data, a.pack, a.root, a.size)
         return print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")

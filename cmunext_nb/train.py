@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from .model import create_model, unknown_name
 from .weights import atomic_write, preprocess, save_weights, to_channels
-from .augment import augment, augmentations
+from .augment import Augment, augment, augmentations
 from .loss import BCEDiceLoss
 from .metrics import reduce_counts, segmentation_counts
 from .cpu import keep_memory, wide_norm
@@ -39,7 +39,7 @@ class Recipe:
     schedule: str = "poly" # "poly", "onecycle" or "cosine"
     power: float = 0.9 # of the poly schedule
     warmup: float = 0.0 # share of all steps in which the rate climbs ("onecycle", "cosine")
-    augment: object = "paper" # a name in `augmentations`, an `Augment`, or None
+    augment: object = "paper" # a name in `augmentations`, an `Augment`, or None; in a call also a dict of fields that replace those of the recipe's own
     sizes: tuple | None = None # ((from this share of the epochs, this share of the image size), ...), or None: always whole
     ema: float | None = None # decay a step of the averaged weights, or None
     bce_weight: float = 0.5 # of the cross-entropy beside the Dice loss
@@ -57,6 +57,13 @@ recipes = dict(
 recipes["muon"] = replace(recipes["fast"], name="muon", optimizer="muon", warmup=0.1, prior=True)
 
 # %% ../nbs/15_train.ipynb #d43d3b63
+def _changed(own, changes):
+    "An augmentation with single fields replaced."
+    known = [f.name for f in fields(Augment)]
+    for name in changes:
+        if name not in known: raise unknown_name("field of the augmentation", name, known)
+    return replace(augmentations[own or "none"] if isinstance(own, str | None) else own, **changes)
+
 def get_recipe(
     recipe="fast", # a name in `recipes`, or a Recipe
     epochs=None, # overrides the recipe's
@@ -70,6 +77,7 @@ def get_recipe(
     known = [f.name for f in fields(Recipe)]
     for name in overrides:
         if name not in known: raise unknown_name("recipe field", name, known)
+    if isinstance(overrides.get("augment"), dict): overrides["augment"] = _changed(recipe.augment, overrides["augment"])
     return _check_recipe(replace(recipe, **overrides))
 
 # %% ../nbs/15_train.ipynb #0d38b32d
@@ -659,6 +667,7 @@ def _restore_optimizer(run, saved):
 def _restore(run, state, where):
     "Continue from a snapshot, or say which part of the setting differs."
     old = {**{f"recipe.{f.name}": f.default for f in fields(Recipe)}, **state["about"]}  # a field that was not yet known had no effect
+    if isinstance(old["recipe.augment"], dict): old["recipe.augment"] = {**asdict(Augment()), **old["recipe.augment"]}
     differs = [f"{k} was {old.get(k)!r} and is now {v!r}" for k, v in run.about.items() if old.get(k) != v]
     if differs: raise ValueError(f"{where} belongs to another training: {'; '.join(differs)}. "
                                  "Go on with the old setting, or use resume=False to start anew there, or another out folder")

@@ -120,6 +120,19 @@ def test_inputs_are_not_changed_in_place():
     assert torch.equal(images, kept[0]) and torch.equal(masks, kept[1])
 
 
+def test_a_rectangle_brings_its_mask_along():
+    masks = torch.randint(0, 2, (8, 1, 32, 32), dtype=torch.uint8, generator=seeded())
+    images = torch.cat([7 * masks, 255 - masks], 1)
+    new, new_masks = augment(images, masks, Augment(cutmix=1.0), seeded(4))
+    assert torch.equal(new, torch.cat([7 * new_masks, 255 - new_masks], 1)) and not torch.equal(new_masks, masks)
+    boxes = draw_changes(4000, Augment(cutmix=0.3), seeded())["boxes"]
+    used = boxes[boxes[:, 2] > 0]
+    assert abs(len(used) / 4000 - 0.3) < 0.03 and (used[:, :2] >= 0).all() and (used[:, :2] + used[:, 2:] <= 1).all()
+    assert 0.25 <= used[:, 2:].min() < 0.27 and 0.73 < used[:, 2:].max() <= 0.75
+    alone = augment(images[:1], masks[:1], Augment(cutmix=1.0), seeded())  # no other image: nothing to lay on it
+    assert torch.equal(alone[0], images[:1])
+
+
 def test_changes_of_grey_leave_masks_alone():
     images, masks = coordinates(8, 32, 32)
     new, new_masks = augment(images, masks, Augment(gamma=0.5, contrast=0.5, brightness=0.2, blur=1, noise=0.3), seeded())

@@ -144,6 +144,31 @@ def test_a_state_written_before_a_field_was_known_goes_on(tmp_path):
         cn.fit(cn.create_model("cmunext_s"), scans(), **dict(how, recipe=get_recipe("fast", epochs=2, prior=True), epochs=None))
 
 
+def test_an_augmentation_written_before_a_field_was_known_goes_on(tmp_path):
+    how = dict(recipe="fast", augment=dict(scale=0.4), epochs=2, out=tmp_path, device="cpu", progress=False)
+    cn.fit(cn.create_model("cmunext_s"), scans(), on_epoch=lambda run: False, **how)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["about"]["recipe.augment"]["scale"] == 0.4
+    del state["about"]["recipe.augment"]["cutmix"]
+    torch.save(state, tmp_path / "state.pt")
+    assert len(cn.fit(cn.create_model("cmunext_s"), scans(), **how).rows) == 2
+    with pytest.raises(ValueError, match="recipe.augment was"): cn.fit(cn.create_model("cmunext_s"), scans(), **dict(how, augment=dict(scale=0.5)))
+
+
+@pytest.mark.parametrize("name", ["cmunext_s", "unext"])
+def test_matrices_of_one_shape_step_together_as_each_alone(name):
+    model, lr, decay = cn.create_model(name), 1e-3, 0.05
+    for p in model.parameters(): p.grad = torch.randn_like(p)
+    before = {p: p.detach().clone() for p in matrix_weights(model)}
+    Muon(model, lr=lr, weight_decay=decay).step()
+    for p, parts in matrix_weights(model).items():
+        gradient = p.grad * (0.95 * 0.05 + 0.05)  # after one step the average is a twentieth of the gradient
+        each = [orthogonalise(g.flatten(1)) for g in gradient.chunk(parts)]
+        rows, columns = each[0].shape
+        wanted = before[p] * (1 - lr * decay) - 10 * lr * max(1, rows / columns) ** 0.5 * torch.cat(each).reshape(p.shape)
+        torch.testing.assert_close(p.detach(), wanted, atol=2e-6, rtol=1e-4)
+
+
 def begun(model, prior=True):
     images, masks = scans()
     start_run(model, (images, masks), recipe=get_recipe("muon", prior=prior), device="cpu")

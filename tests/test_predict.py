@@ -10,7 +10,7 @@ from torch import nn
 from cmunext_nb.data import SegmentationData
 from cmunext_nb.files import read_mask
 from cmunext_nb.model import create_model
-from cmunext_nb.predict import Prediction, average_views, network_channels, predict, resize, turn, views
+from cmunext_nb.predict import Prediction, average_views, network_channels, predict, resize, turn, view_sizes, views
 from cmunext_nb.train import evaluate
 from cmunext_nb.weights import preprocess
 
@@ -52,7 +52,7 @@ def test_the_network_of_these_tests_says_something():
 # sizes
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 90), (15, 17), (16, 16), (33, 47), (301, 20), (512, 512)])
-@pytest.mark.parametrize("tta", [False, True, "flips", "d4"])
+@pytest.mark.parametrize("tta", [False, True, "flips", "d4", "scales"])
 def test_the_result_has_the_image_s_size(shape, tta):
     r = predict(tiny(), picture(*shape), size=32, tta=tta)
     assert r.mask.shape == r.probability.shape == shape and r.image.shape == (1, *shape)
@@ -294,6 +294,23 @@ def test_spread_is_zero_where_nothing_changes():
     image = np.concatenate([GREY, GREY[:, ::-1]], 1)
     assert predict(tiny(), image, size=None, tta=True).spread.max() > 0
     assert predict(bright, image, size=None, tta="d4").spread.max() < 1e-6
+
+
+@pytest.mark.parametrize("size, wanted", [((256, 256), [(256, 256), (224, 224), (192, 192)]), ((40, 330), [(40, 330), (32, 288), (32, 256)]), ((32, 32), [(32, 32)])])
+def test_sizes_are_multiples_of_32_and_each_once(size, wanted):
+    assert view_sizes("scales", size) == wanted and view_sizes("flips", size) == [size]
+
+
+def test_scales_are_the_mean_over_sizes_and_the_mirror():
+    model, x = tiny().eval(), torch.randn(2, 3, 128, 160)
+    with torch.no_grad():
+        sizes = [(128, 160), (128, 128), (96, 128)]
+        assert view_sizes("scales", (128, 160)) == sizes
+        by_hand = torch.stack([resize(model(resize(v, s)), (128, 160)).sigmoid() if v is x else resize(model(resize(v, s)).flip(-1), (128, 160)).sigmoid()
+                               for s in sizes for v in (x, x.flip(-1))])
+        mean, spread = average_views(model, x, "scales")
+    torch.testing.assert_close(mean, by_hand.mean(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(spread, by_hand.std(0, unbiased=False), atol=1e-4, rtol=0)
 
 
 def test_mean_and_spread():

@@ -151,7 +151,14 @@ def test_a_damaged_line_is_named(tmp_path):
 
 def test_a_run_is_kept_once(tmp_path):
     for entry in (line(), line(split=2), line(iou=0.7)): add_result({**entry, "name": str(entry["split"])}, tmp_path / "lines.jsonl")
-    assert [(r["name"], r["best"]["iou"]) for r in load_results(tmp_path / "lines.jsonl")] == [("2", 0.5), ("1", 0.7)]
+    assert [(r["name"], r["best"]["iou"]) for r in load_results(tmp_path / "lines.jsonl")] == [("1", 0.7), ("2", 0.5)]  # in its old place
+
+
+def test_a_mean_is_one_over_all_runs_or_none():
+    rows = [line(iou=0.4) | dict(last_scales=dict(iou=0.61, f1=0.7)), line(split=2, iou=0.8)]
+    assert summarise(rows)[0]["last_scales_iou"] is None and "61.00" not in results_table(rows)
+    rows[1]["last_scales"] = dict(iou=0.69, f1=0.8)
+    assert summarise(rows)[0]["last_scales_iou"] == pytest.approx(65) and "65.00 / 75.00" in results_table(rows)
 
 
 def test_each_split_counts_once():

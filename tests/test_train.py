@@ -274,7 +274,8 @@ def test_bad_data(data, error, words):
 @pytest.mark.parametrize("settings, words", [
     (dict(recipe="fats"), "fats.*fast"), (dict(learning_rate=1), "learning_rate"), (dict(epochs=0), "epochs must be at least 1"),
     (dict(lr=-1.0), "lr must be above 0"), (dict(optimizer="adam"), "optimizer must be"), (dict(schedule="step"), "schedule must be"),
-    (dict(ema=1.5), "ema must be"), (dict(augment="papr"), "papr.*paper"), (dict(amp="half"), "amp='half'")])
+    (dict(ema=1.5), "ema must be"), (dict(augment="papr"), "papr.*paper"), (dict(amp="half"), "amp='half'"),
+    (dict(augment=dict(scal=0.6)), "scal.*scale"), (dict(augment=dict(scale=-1)), "scale=-1")])
 def test_bad_recipes(settings, words):
     with pytest.raises(ValueError, match=words): fit(tiny(), blobs(), progress=False, **settings)
 
