@@ -82,6 +82,10 @@ def load_packed(
     return parts
 
 # %% ../nbs/49_reproduce.ipynb #bf8687a5
+def _told(changes):
+    "Changed fields as words: ema=0.9, augment.scale=0.6."
+    for k, v in sorted((changes or {}).items()): yield from (f"{k}.{field}={value}" for field, value in v.items()) if isinstance(v, dict) else [f"{k}={v}"]
+
 def run_name(
     model: str, # name of the system
     data: str, # name of the set
@@ -92,8 +96,8 @@ def run_name(
     changes=None, # fields of the recipe that are not the named recipe's, and where the weights begin
 ) -> str:
     "The name of a run: letters, digits, dots, equals signs and underscores."
-    changed = "".join(f"_{k}={v}" for k, v in sorted((changes or {}).items()))
-    text = f"{data}_split{split}_{model}_{recipe.name}{changed}_{recipe.epochs}epochs_{size}px_seed{seed}"
+    changed = "".join(f"{word}_" for word in _told(changes))
+    text = f"{data}_split{split}_{model}_{recipe.name}_{changed}{recipe.epochs}epochs_{size}px_seed{seed}"
     return "".join(c if c.isalnum() or c in "._=-" else "-" for c in text)
 
 def _marked(changes, start):
@@ -239,7 +243,7 @@ def results_table(
     head = "data,system,schedule,splits x seeds,paper's protocol,spread,last epoch,last clean,last mirrored,at 3 sizes,minutes".split(",")
     lines = [head]
     for r in sorted(summarise(load_results() if results is None else results), key=lambda r: (r["data"], r["recipe"], r["epochs"], r["size"], r["parameters"])):
-        changes = "".join(f" {k}={v}" for k, v in r["changes"].items())
+        changes = "".join(f" {word}" for word in _told(r["changes"]))
         lines.append((r["data"], r["model"], f"{r['recipe']}{changes}, {r['epochs']} epochs, {r['size']} px", f"{','.join(map(str, r['splits']))} x {'-'.join(map(str, sorted({min(r['runs_each']), max(r['runs_each'])})))}",
                       pair(r, "best"), "-" if r["spread"] is None else f"{r['spread']:.2f}", pair(r, "last"), pair(r, "last_clean"), pair(r, "last_mirror"), pair(r, "last_scales"), f"{r['minutes']:.1f}"))
     if len(lines) == 1: return "no finished run yet: python -m cmunext_nb.reproduce --data busi --models cmunext_s --splits 1 --recipe paper"
