@@ -223,7 +223,7 @@ def apply_changes(
         images, masks = warp(images, grid, "bilinear", padding), warp(masks, grid, "nearest", padding)
     if c["blur"].any(): images = soften(images, c["blur"])
     if c["noise"].any(): images = speckle(images, c["noise"], c["seed"])
-    if c["boxes"].any(): images, masks = cutmix(images, c["boxes"]), cutmix(masks, c["boxes"])
+    if "boxes" in c and c["boxes"].any(): images, masks = cutmix(images, c["boxes"]), cutmix(masks, c["boxes"])
     return images, masks
 
 # %% ../nbs/12_augment.ipynb #62560355

@@ -39,21 +39,21 @@ def matrix_weights(
 
 # %% ../nbs/14c_optimizer.ipynb #14c00026
 def _gradients(group, state):
-    "The averaged gradients of a group of weights that hold `parts` matrices each, sorted by shape: shape -> {weight: (parts, rows, columns)}."
+    "The averaged gradients of a group of weights that hold `parts` matrices each, sorted: (rows, columns, device) -> {weight: (parts, rows, columns)}."
     found = {}
     for p in group["params"]:
         if p.grad is None: continue
         if not state[p]: state[p].update(step=torch.zeros(()), momentum=torch.zeros_like(p))  # AdamW looks for `step` when it is restored
         average = state[p]["momentum"].lerp_(p.grad, 1 - group["momentum"])
         matrices = p.grad.lerp(average, group["momentum"]).reshape(group["parts"], len(p) // group["parts"], -1)
-        found.setdefault(tuple(matrices.shape[1:]), {})[p] = matrices
+        found.setdefault((*matrices.shape[1:], p.device), {})[p] = matrices
     return found
 
 @torch.no_grad()
 def _step_matrices(group, state):
     "One step of Muon. Matrices of one shape are evened out together, which saves a GPU hundreds of launches."
     kept, rate = 1 - group["lr"] * group["weight_decay"], group["lr"] * group["ratio"]
-    for (rows, columns), matrices in _gradients(group, state).items():
+    for (rows, columns, _), matrices in _gradients(group, state).items():
         steps = orthogonalise(torch.cat(list(matrices.values()))) * (rate * max(1, rows / columns) ** 0.5)
         for p, step in zip(matrices, steps.split(group["parts"])): p.mul_(kept).sub_(step.reshape(p.shape))
 
