@@ -8,24 +8,21 @@ from pathlib import Path
 
 import torch
 import cmunext_nb as cn
-from cmunext_nb.metrics import reduce_counts, segmentation_counts
-from cmunext_nb.predict import at_rest, average_views, resize
-from cmunext_nb.weights import preprocess, to_channels
+from cmunext_nb.predict import resize
+from cmunext_nb.reproduce import _Averaged
 from machine import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDES = (128, 160, 192, 224, 256, 288, 320, 384)
 
 
-def scores(model, data, probabilities, batch=15):
-    "Mean over images of IoU and F1, in percent, of what `probabilities(x)` gives for normalised images."
-    counts = []
-    with at_rest(model):
-        for first in range(0, len(data), batch):
-            x = preprocess(to_channels(data.images[first:first + batch], 3), model.preprocess)
-            counts.append(segmentation_counts(torch.logit(probabilities(x), eps=1e-6), data.masks[first:first + batch]))
-    together = [torch.cat(c) for c in zip(*counts)]
-    return dict(iou=round(100 * reduce_counts(*together, "iou"), 2), f1=round(100 * reduce_counts(*together, "f1"), 2))
+class Shown(torch.nn.Module):
+    "A network that sees each image at another size, and answers at the image's own."
+    def __init__(self, model, side):
+        super().__init__()
+        self.model, self.side, self.config, self.preprocess = model, side, model.config, model.preprocess
+
+    def forward(self, x): return torch.logit(resize(torch.sigmoid(self.model(resize(x, (self.side, self.side)))), x.shape[-2:]), eps=1e-6)
 
 
 def main():
@@ -35,9 +32,9 @@ def main():
     args = parser.parse_args()
     _, valid = cn.load_dataset("busi", root=args.root, split=1, size=256)
     model = cn.create_model("cmunext_s", pretrained="busi")
-    at = lambda side: lambda x: resize(torch.sigmoid(model(resize(x, (side, side)))), x.shape[-2:])
-    sides = {side: scores(model, valid, at(side)) for side in SIDES}
-    averages = {str(tta): scores(model, valid, lambda x: average_views(model, x, tta)[0]) for tta in (False, "mirror", "scales")}
+    score = lambda network: {k: round(100 * v, 2) for k, v in cn.evaluate(network, valid).items() if k in ("iou", "f1")}
+    sides = {side: score(Shown(model, side)) for side in SIDES}
+    averages = {str(tta): score(_Averaged(model, tta)) for tta in (False, "mirror", "scales")}
     result = dict(machine=machine(), model="cmunext_s, pretrained='busi'", data="busi, split 1, validation", n=len(valid), sides=sides, averages=averages)
     args.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
