@@ -1,13 +1,17 @@
 """Inference in every engine, as ratios: python benchmarks/inference.py [--models cmunext_s cmunext cmunext_l] [--threads 2] [--seconds 30] [--out FILE]
 
-One image of 256 x 256, then batches of 8. The variants take turns: a round is one warm-up and two timed calls of each, and rounds go on
-for so many seconds a network, three at least; the median over all rounds is kept, so that a machine whose clock and load vary treats
-them alike. The measure of all ratios is the plain eager float32 network as anybody runs it: in a process of its own that does nothing else, whose allocator is as it comes.
-The other variants share a process that keeps its memory (nbs/14b_cpu.ipynb), and `eager_kept` is the plain network there. Beside them stand: how far the masks agree with its masks (Dice, phantoms), the machine's own matrix
-product measured between the rounds, the time of each kind of operation in OpenVINO, and what GELU takes of bfloat16. Prints JSON. With --threads 1 a
-machine that is busy with something else disturbs least.
+One image of 256 x 256, then batches of 8. Every variant runs in a process of its own that does nothing else, as somebody who uses it would
+run it, the plain eager float32 network too, which is the measure of all ratios. They take turns: in a round each waits until the threads of
+the one before it sleep, makes two calls that do not count and three that do, and rounds go on for so many seconds a network, three at least;
+the median over all rounds is kept, so that a machine whose clock and load vary treats them alike. `eager_kept` and the other variants of torch
+keep their memory (nbs/14b_cpu.ipynb), the plain network's allocator is as it comes. Beside them stand: how far the masks agree with the
+plain network's (Dice, phantoms that nothing was trained on), the machine's own matrix product measured between the rounds, the time of each
+kind of operation in OpenVINO, and what GELU takes of bfloat16. S has its shipped weights; the others are trained on phantoms first, for some
+minutes, once (runs/inference), since the masks of untrained networks say nothing. Prints JSON. With --threads 1 a machine that is busy with
+something else disturbs least.
 """
-import argparse, copy, json, multiprocessing, statistics, tempfile, time, warnings
+import argparse, json, multiprocessing, statistics, tempfile, time, warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -17,6 +21,9 @@ import cmunext_nb as cn
 from cmunext_nb.cpu import keep_memory
 from cmunext_nb.deploy import _in_openvino, deploy, export_onnx, fold
 from cmunext_nb.weights import preprocess, to_channels
+
+ROOT = Path(__file__).resolve().parent.parent
+VARIANTS = ("eager", "eager_kept", "channels_last", "folded_channels_last", "onnxruntime_float32", "onnxruntime_int8", "openvino_float32", "openvino_bfloat16", "openvino_int8")
 
 
 def matmul_peak(n=1024):
@@ -29,41 +36,61 @@ def matmul_peak(n=1024):
 
 
 def network(name):
-    "Trained weights where they are shipped; otherwise norms that have seen phantoms, since a fresh network's masks say nothing."
-    torch.manual_seed(0)
-    if name == "cmunext_s": return cn.create_model(name, pretrained="phantom").eval()
-    net = cn.create_model(name).train()
-    with torch.no_grad():
-        for _ in range(6): net(preprocess(to_channels(cn.make_phantom(4, size=128, seed=_)[0], 3), "imagenet"))
-    net.eval()
-    with torch.no_grad(): net.head.bias -= net(preprocess(to_channels(cn.make_phantom(2, size=256, seed=1)[0], 3), "imagenet")).quantile(0.9)
-    return net
+    "Trained weights: those that are shipped, or some minutes on phantoms of 128 pixels. With the size that the network has learned at."
+    if name == "cmunext_s": return cn.create_model(name, pretrained="phantom").eval(), 256
+    weights = ROOT / f"runs/inference/{name}.safetensors"
+    if not weights.exists():
+        torch.manual_seed(0)
+        model = cn.create_model(name)
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        train, valid = cn.load_dataset("phantom", size=128)
+        cn.fit(model, train, valid, "muon", epochs=10, sizes=None, ema=None)
+        cn.save_weights(model, weights)
+    return cn.load_weights(weights).eval(), 128
 
 
-def serve(pipe, name, threads):
-    "The plain network in a process of its own, which does nothing else: answers images with the milliseconds that they took."
-    torch.set_num_threads(threads)
-    with torch.inference_mode():
-        model = cn.create_model(name).eval()
-        for x in iter(pipe.recv, None):
+def build(variant, name, folder, threads):
+    "A variant: a callable on images, and the number format that it really uses."
+    backend, _, precision = variant.rpartition("_")
+    if backend in ("onnxruntime", "openvino"):
+        calibration = torch.load(folder / "calibration.pt") if precision == "int8" else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what the engine really computes in stands in the result
+            net = deploy(folder / "net.onnx", backend, precision, calibration=calibration, threads=threads)
+        return net, net.computes_in
+    layout = torch.channels_last if "channels_last" in variant else torch.contiguous_format
+    model = cn.load_weights(folder / "net.safetensors").eval()
+    model = (fold(model) if "folded" in variant else model).to(memory_format=layout)
+    return lambda x: model(x.to(memory_format=layout)), "float32"
+
+
+def serve(pipe, variant, *about):
+    "One variant in a process of its own, which does nothing else: answers images with the milliseconds that they took, or with its logits."
+    torch.set_num_threads(about[-1])
+    with torch.inference_mode(), nullcontext() if variant == "eager" else keep_memory():
+        net, used = build(variant, *about)
+        pipe.send(used)
+        for x, logits in iter(pipe.recv, None):
             start = time.perf_counter()
-            model(x)
-            pipe.send(1000 * (time.perf_counter() - start))
+            out = net(x)
+            taken = 1000 * (time.perf_counter() - start)
+            pipe.send(torch.as_tensor(out).clone().numpy() if logits else taken)
 
 
 class Alone:
     "The network of `serve`, a process for each size of batch: what an allocator does depends on the largest block that it has seen."
-    def __init__(self, name, threads): self.about, self.workers = (name, threads), {}
+    def __init__(self, *about): self.about, self.workers, self.computes_in = about, {}, None
 
-    def milliseconds(self, x):
+    def ask(self, x, logits=False):
         if len(x) not in self.workers:
             spawn = multiprocessing.get_context("spawn")
-            mine, theirs = spawn.Pipe()
+            self.workers[len(x)], theirs = spawn.Pipe()
             spawn.Process(target=serve, args=(theirs, *self.about), daemon=True).start()
-            self.workers[len(x)] = mine
-            self.milliseconds(x)  # warm
-        self.workers[len(x)].send(x)
+            self.computes_in = self.workers[len(x)].recv()
+        self.workers[len(x)].send((x, logits))
         return self.workers[len(x)].recv()
+
+    __call__ = ask
 
     def close(self):
         for pipe in self.workers.values(): pipe.send(None)
@@ -71,36 +98,21 @@ class Alone:
 
 def clock(net, x):
     "Milliseconds of one call."
-    if isinstance(net, Alone): return net.milliseconds(x)
+    if isinstance(net, Alone): return net(x)
     start = time.perf_counter()
     net(x)
     return 1000 * (time.perf_counter() - start)
 
 
-def variants(name, model, args, folder):
-    "name -> (a callable on images, the number format that it really uses)."
-    calibration, path = cn.make_phantom(16, size=256, seed=8)[0], export_onnx(model, folder / "net.onnx")
-    last = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    plain = lambda net, layout: lambda x: net(x.to(memory_format=layout))
-    found = dict(eager=(Alone(name, args.threads), "float32"), eager_kept=(plain(model, torch.contiguous_format), "float32"), channels_last=(plain(last, torch.channels_last), "float32"),
-                 folded_channels_last=(plain(fold(model).to(memory_format=torch.channels_last), torch.channels_last), "float32"))
-    for backend, precision in (("onnxruntime", "float32"), ("onnxruntime", "int8"), ("openvino", "float32"), ("openvino", "bfloat16"), ("openvino", "int8")):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what the engine really computes in stands in the result
-            net = deploy(path, backend, precision, calibration=calibration if precision == "int8" else None, threads=args.threads)
-        found[f"{backend}_{precision}"] = net, net.computes_in
-    return found, path
-
-
-def timed(nets, x, seconds, least, warm):
-    "Milliseconds of each variant, taking turns for so many seconds; and the matrix peak between the rounds."
+def timed(nets, x, seconds, least, calls):
+    "Milliseconds of each variant, taking turns for so many seconds, `calls` = (that do not count, that do); and the matrix peak between the rounds."
+    for net in nets.values(): clock(net, x)  # starts its process
     times, peaks, begun = {name: [] for name in nets}, [], time.perf_counter()
     while len(peaks) < least or time.perf_counter() - begun < seconds:
         peaks.append(max(matmul_peak() for _ in range(3)))
-        for name, (net, _) in nets.items():
-            for i in range(3 if warm else 1):
-                ms = clock(net, x)
-                if i or not warm: times[name].append(ms)
+        for name, net in nets.items():
+            time.sleep(0.05)  # threads of OpenMP and ONNX Runtime spin for some milliseconds before they sleep, and would take a core
+            times[name] += [clock(net, x) for _ in range(sum(calls))][calls[0]:]
     return times, peaks
 
 
@@ -123,7 +135,7 @@ def operations(path, x, threads):
     return dict(engine="openvino_float32", kinds_ms=top(kinds, 10), layers_ms=top(layers, 8))
 
 
-def activations(path, deployed, x, seconds, threads):
+def activations(path, x, seconds, threads):
     "Milliseconds of the bfloat16 network with GELU as OpenVINO computes it, as `deploy` gives it, and with ReLU in the place of every GELU."
     import openvino as ov
     from openvino import opset13 as op
@@ -132,32 +144,33 @@ def activations(path, deployed, x, seconds, threads):
         if node.get_type_name() != "Gelu": continue
         users, relu = node.output(0).get_target_inputs(), op.relu(node.input_value(0))
         for user in users: user.replace_source_output(relu.output(0))
-    nets = {"all bfloat16, GELU": (_in_openvino(exact, threads, "bf16")[0], ""), "as deployed": (deployed, ""), "all bfloat16, ReLU": (_in_openvino(without, threads, "bf16")[0], "")}
-    times, _ = timed(nets, x, seconds, 3, True)
+    nets = {"all bfloat16, GELU": _in_openvino(exact, threads, "bf16")[0], "as deployed": deploy(path, "openvino", "bfloat16", threads=threads), "all bfloat16, ReLU": _in_openvino(without, threads, "bf16")[0]}
+    times, _ = timed(nets, x, seconds, 3, (2, 3))
     return {key: dict(median_ms=round(statistics.median(ms), 2), fastest_ms=round(min(ms), 2)) for key, ms in times.items()}
 
 
 def measure(name, args):
     "All figures of one network."
-    images = cn.make_phantom(8, size=256, seed=7)[0]
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(), keep_memory():
-        model = network(name)
-        x = preprocess(to_channels(images, 3), model.preprocess)
-        nets, path = variants(name, model, args, Path(folder))
-        logits = {key: torch.as_tensor(net(x)) for key, (net, _) in nets.items() if key != "eager"}
-        (one, peaks), (eight, _) = timed(nets, x[:1], args.seconds, 3, True), timed(nets, x, args.seconds / 3, 1, False)
-        where, gelu = operations(path, x[:1], args.threads), activations(path, nets["openvino_bfloat16"][0], x[:1], args.seconds / 4, args.threads)
-        nets["eager"][0].close()
-    logits["eager"] = logits["eager_kept"]  # the same network
-    truth, macs = logits["eager"] > 0, cn.cost_table(name, 256)[0]["macs"]
-    peak, result = statistics.median(peaks), {}
-    for key, (_, used) in nets.items():
+    model, size = network(name)
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        folder = Path(folder)
+        cn.save_weights(model, folder / "net.safetensors")
+        torch.save(cn.make_phantom(16, size=size, seed=8)[0], folder / "calibration.pt")
+        path, inputs = export_onnx(model, folder / "net.onnx"), [preprocess(to_channels(cn.make_phantom(8, size=n, seed=7)[0], 3), model.preprocess) for n in (256, size)]
+        nets = {variant: Alone(variant, name, folder, args.threads) for variant in VARIANTS}
+        x, (one, peaks) = inputs[0], timed(nets, inputs[0][:1], args.seconds, 3, (2, 3))
+        eight, _ = timed(nets, x, args.seconds / 3, 1, (1, 1))
+        logits = {key: torch.as_tensor(net(inputs[1], logits=True)) for key, net in nets.items()}
+        for net in nets.values(): net.close()
+        where, gelu = operations(path, x[:1], args.threads), activations(path, x[:1], args.seconds / 4, args.threads)
+    truth, macs, peak, result = logits["eager"] > 0, cn.cost_table(name, 256)[0]["macs"], statistics.median(peaks), {}
+    for key, net in nets.items():
         ms, ms8, mask = statistics.median(one[key]), statistics.median(eight[key]), logits[key] > 0
-        result[key] = dict(computes_in=used, calls=len(one[key]), median_ms=round(ms, 2), fastest_ms=round(min(one[key]), 2), times_faster=round(statistics.median(one["eager"]) / ms, 2),
+        result[key] = dict(computes_in=net.computes_in, calls=len(one[key]), median_ms=round(ms, 2), fastest_ms=round(min(one[key]), 2), times_faster=round(statistics.median(one["eager"]) / ms, 2),
                            batch8_images_per_second=round(8000 / ms8, 1), batch8_times_faster=round(statistics.median(eight["eager"]) / ms8, 2),
                            share_of_matmul_peak=round(2e-6 * macs / ms / peak, 3), max_logit_difference=float(f"{(logits[key] - logits['eager']).abs().max():.2g}"),
                            mask_dice=round(float(2 * (mask & truth).sum() / (mask.sum() + truth.sum())), 5))
-    return dict(gmacs=round(macs / 1e9, 3), matmul_gflops=round(peak, 1), ms_at_peak=round(2e-6 * macs / peak, 2), variants=result, operations=where, activations=gelu)
+    return dict(gmacs=round(macs / 1e9, 3), agreement_size=size, matmul_gflops=round(peak, 1), ms_at_peak=round(2e-6 * macs / peak, 2), variants=result, operations=where, activations=gelu)
 
 
 def main():
