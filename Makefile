@@ -38,8 +38,9 @@ $(VENV)/.dev: $(BIN)/python settings.ini setup.py
 demo: $(VENV)/.user  ## train CMUNeXt-S on the bundled synthetic ultrasound, report IoU and F1, write a picture (DATA=busi: real scans)
 	$(BIN)/python -m cmunext_nb.demo --data $(DATA)
 
+# Root is the only user of many a container, and Jupyter asks to be told that this is meant.
 lab: $(VENV)/.lab  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab nbs/index.ipynb
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
 
 # Tests that wait (for a browser, for a kernel that starts) leave a core to tests that compute, so two jobs run side by side,
 # each with its own workers. The site is built once: what is checked is what the browser opens.

@@ -2,7 +2,8 @@
 
 One image of 256 x 256, then batches of 8. Every variant runs in a process of its own that does nothing else, as somebody who uses it would
 run it, the plain eager float32 network too, which is the measure of all ratios. They take turns: in a round each waits until the threads of
-the one before it sleep, makes two calls that do not count and three that do, and rounds go on for so many seconds a network, three at least;
+the one before it sleep, is called for a tenth of a second (two calls at least) without being measured, since a core that was idle is slow at
+first, and then three times measured. Rounds go on for so many seconds a network, three at least;
 the median over all rounds is kept, so that a machine whose clock and load vary treats them alike. `eager_kept` and the other variants of torch
 keep their memory (nbs/14b_cpu.ipynb), the plain network's allocator is as it comes. Beside them stand: how far the masks agree with the
 plain network's (Dice, phantoms that nothing was trained on), the machine's own matrix product measured between the rounds, the time of each
@@ -104,15 +105,17 @@ def clock(net, x):
     return 1000 * (time.perf_counter() - start)
 
 
-def timed(nets, x, seconds, least, calls):
-    "Milliseconds of each variant, taking turns for so many seconds, `calls` = (that do not count, that do); and the matrix peak between the rounds."
+def timed(nets, x, seconds, least, calls=3, warm=2):
+    "Milliseconds of each variant, `calls` a round, taking turns for so many seconds; and the matrix peak between the rounds."
     for net in nets.values(): clock(net, x)  # starts its process
     times, peaks, begun = {name: [] for name in nets}, [], time.perf_counter()
     while len(peaks) < least or time.perf_counter() - begun < seconds:
         peaks.append(max(matmul_peak() for _ in range(3)))
         for name, net in nets.items():
             time.sleep(0.05)  # threads of OpenMP and ONNX Runtime spin for some milliseconds before they sleep, and would take a core
-            times[name] += [clock(net, x) for _ in range(sum(calls))][calls[0]:]
+            done, awake = 0, time.perf_counter()
+            while done < warm or time.perf_counter() - awake < 0.1: done += clock(net, x) > 0
+            times[name] += [clock(net, x) for _ in range(calls)]
     return times, peaks
 
 
@@ -145,7 +148,7 @@ def activations(path, x, seconds, threads):
         users, relu = node.output(0).get_target_inputs(), op.relu(node.input_value(0))
         for user in users: user.replace_source_output(relu.output(0))
     nets = {"all bfloat16, GELU": _in_openvino(exact, threads, "bf16")[0], "as deployed": deploy(path, "openvino", "bfloat16", threads=threads), "all bfloat16, ReLU": _in_openvino(without, threads, "bf16")[0]}
-    times, _ = timed(nets, x, seconds, 3, (2, 3))
+    times, _ = timed(nets, x, seconds, 3)
     return {key: dict(median_ms=round(statistics.median(ms), 2), fastest_ms=round(min(ms), 2)) for key, ms in times.items()}
 
 
@@ -158,8 +161,8 @@ def measure(name, args):
         torch.save(cn.make_phantom(16, size=size, seed=8)[0], folder / "calibration.pt")
         path, inputs = export_onnx(model, folder / "net.onnx"), [preprocess(to_channels(cn.make_phantom(8, size=n, seed=7)[0], 3), model.preprocess) for n in (256, size)]
         nets = {variant: Alone(variant, name, folder, args.threads) for variant in VARIANTS}
-        x, (one, peaks) = inputs[0], timed(nets, inputs[0][:1], args.seconds, 3, (2, 3))
-        eight, _ = timed(nets, x, args.seconds / 3, 1, (1, 1))
+        x, (one, peaks) = inputs[0], timed(nets, inputs[0][:1], args.seconds, 3)
+        eight, _ = timed(nets, x, args.seconds / 3, 1, 1, 1)
         logits = {key: torch.as_tensor(net(inputs[1], logits=True)) for key, net in nets.items()}
         for net in nets.values(): net.close()
         where, gelu = operations(path, x[:1], args.threads), activations(path, x[:1], args.seconds / 4, args.threads)

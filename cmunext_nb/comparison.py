@@ -15,7 +15,7 @@ import cmunext_nb
 from .plot import COLORS, SIZES, as_mask, overlay, show_image
 from .paper import TABLE2, TABLE3
 from .predict import predict
-from .reproduce import _told, load_results, summarise
+from .reproduce import changed_fields, load_results, summarise
 
 # %% ../nbs/51_comparison.ipynb #c78140d6
 def load_costs(
@@ -28,7 +28,7 @@ def load_costs(
 # %% ../nbs/51_comparison.ipynb #de10718e
 def _schedule(row):
     "The words for a schedule: recipe, epochs, size, and how many splits and seeds."
-    changes = "".join(f", {word}" for word in _told(row["changes"]))
+    changes = "".join(f", {word}" for word in changed_fields(row["changes"]))
     return f"{row['recipe']}{changes}, {row['epochs']} epochs, {row['size']} px, split {', '.join(map(str, row['splits']))}"
 
 def trained(

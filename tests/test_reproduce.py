@@ -259,6 +259,20 @@ def test_an_interrupted_command_says_how_to_go_on(packed, tmp_path, jobs):
     assert list((tmp_path / "runs").glob("*/interrupted.safetensors"))
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a process keeps its parent's number on this system")
+def test_a_run_whose_parent_was_killed_stops_by_itself(packed, tmp_path):
+    parent = subprocess.Popen([sys.executable, "-m", "cmunext_nb.reproduce", *command(packed, tmp_path, "--epochs", "4000", "--jobs", "2")], stdout=subprocess.DEVNULL)
+    begun, said = time.monotonic(), lambda: "".join(log.read_text() for log in (tmp_path / "runs").glob("*.log"))
+    try:
+        while not list((tmp_path / "runs").glob("*/last.safetensors")) and time.monotonic() - begun < 120: time.sleep(0.2)
+        assert "not finished" not in said()
+    finally:
+        parent.kill()
+        parent.wait()
+    while "not finished" not in said() and time.monotonic() - begun < 180: time.sleep(0.2)
+    assert "not finished" in said() and list((tmp_path / "runs").glob("*/state.pt"))
+
+
 def test_time_that_is_over_begins_nothing(packed, tmp_path, capsys):
     main(command(packed, tmp_path, "--seeds", "1", "2", "--jobs", "2", "--minutes", "0"))
     assert "2 runs were not begun" in capsys.readouterr().out

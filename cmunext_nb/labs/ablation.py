@@ -16,7 +16,7 @@ from .block import Sheet
 from ..model import DecoderStage, PlainFusion, PlainStage, VARIANTS, create_model, unknown_name
 from ..paper import TABLE3
 from ..receptive_field import receptive_field, receptive_fields
-from ..reproduce import _told, load_results, summarise
+from ..reproduce import changed_fields, load_results, summarise
 from ..upsample import UpBlock
 
 # %% ../../nbs/50_ablation.ipynb #82dd6620
@@ -144,7 +144,7 @@ def _schedules(lines):
     "Schedule in words -> (data set, {row: summary}) of finished runs; the one with the most rows first."
     found = {}
     for s in summarise([line for line in lines if line["model"] in ROWS]):
-        changes = "".join(f", {word}" for word in _told(s["changes"]))
+        changes = "".join(f", {word}" for word in changed_fields(s["changes"]))
         found.setdefault(f"{s['data']}, {s['recipe']}{changes}, {s['epochs']} epochs, {s['size']} px", (s["data"], {}))[1][s["model"]] = s
     return dict(sorted(found.items(), key=lambda item: -len(item[1][1])))
 
