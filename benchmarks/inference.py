@@ -3,13 +3,13 @@
 One image of 256 x 256, then batches of 8. Every variant runs in a process of its own that does nothing else, as somebody who uses it would
 run it, the plain eager float32 network too, which is the measure of all ratios. They take turns: in a round each waits until the threads of
 the one before it sleep, is called for a tenth of a second (two calls at least) without being measured, since a core that was idle is slow at
-first, and then three times measured. Rounds go on for so many seconds a network, three at least;
-the median over all rounds is kept, so that a machine whose clock and load vary treats them alike. `eager_kept` and the other variants of torch
-keep their memory (nbs/14b_cpu.ipynb), the plain network's allocator is as it comes. Beside them stand: how far the masks agree with the
-plain network's (Dice, phantoms that nothing was trained on), the machine's own matrix product measured between the rounds, the time of each
-kind of operation in OpenVINO, and what GELU takes of bfloat16. S has its shipped weights; the others are trained on phantoms first, for some
-minutes, once (runs/inference), since the masks of untrained networks say nothing. Prints JSON. With --threads 1 a machine that is busy with
-something else disturbs least.
+first, and then three times measured. Rounds go on for so many seconds a network, three at least; the median over all rounds is kept, so that
+a machine whose clock and load vary treats them alike. `eager_kept` and the other variants of torch keep their memory (nbs/14b_cpu.ipynb),
+the plain network's allocator is as it comes. Beside them stand: how far the masks agree with the plain network's (Dice, phantoms that nothing
+was trained on), the machine's own matrix product measured between the rounds, the time of each kind of operation in OpenVINO, and what GELU
+takes of bfloat16. S has its shipped weights; the others are trained on phantoms first, for some minutes, once (runs/inference), since the
+masks of untrained networks say nothing. Prints JSON. With --threads 1 a machine that is busy with something else disturbs least. Networks
+that are not named keep their figures in FILE where they are this machine's.
 """
 import argparse, json, multiprocessing, statistics, tempfile, time, warnings
 from contextlib import nullcontext
@@ -45,7 +45,7 @@ def network(name):
         model = cn.create_model(name)
         weights.parent.mkdir(parents=True, exist_ok=True)
         train, valid = cn.load_dataset("phantom", size=128)
-        cn.fit(model, train, valid, "muon", epochs=10, sizes=None, ema=None)
+        cn.fit(model, train, valid, "muon", epochs=30, sizes=None, ema=None)
         cn.save_weights(model, weights)
     return cn.load_weights(weights).eval(), 128
 
@@ -85,16 +85,22 @@ class Alone:
     def ask(self, x, logits=False):
         if len(x) not in self.workers:
             spawn = multiprocessing.get_context("spawn")
-            self.workers[len(x)], theirs = spawn.Pipe()
-            spawn.Process(target=serve, args=(theirs, *self.about), daemon=True).start()
-            self.computes_in = self.workers[len(x)].recv()
-        self.workers[len(x)].send((x, logits))
-        return self.workers[len(x)].recv()
+            mine, theirs = spawn.Pipe()
+            process = spawn.Process(target=serve, args=(theirs, *self.about), daemon=True)
+            process.start()
+            self.workers[len(x)], self.computes_in = (mine, process), mine.recv()
+        pipe, _ = self.workers[len(x)]
+        pipe.send((x, logits))
+        return pipe.recv()
 
     __call__ = ask
 
     def close(self):
-        for pipe in self.workers.values(): pipe.send(None)
+        "End the processes, and wait until they have given their memory back: that of L would not suffice for both sizes of batch."
+        for pipe, process in self.workers.values():
+            pipe.send(None)
+            process.join()
+        self.workers = {}
 
 
 def clock(net, x):
@@ -162,6 +168,7 @@ def measure(name, args):
         path, inputs = export_onnx(model, folder / "net.onnx"), [preprocess(to_channels(cn.make_phantom(8, size=n, seed=7)[0], 3), model.preprocess) for n in (256, size)]
         nets = {variant: Alone(variant, name, folder, args.threads) for variant in VARIANTS}
         x, (one, peaks) = inputs[0], timed(nets, inputs[0][:1], args.seconds, 3)
+        for net in nets.values(): net.close()
         eight, _ = timed(nets, x, args.seconds / 3, 1, 1, 1)
         logits = {key: torch.as_tensor(net(inputs[1], logits=True)) for key, net in nets.items()}
         for net in nets.values(): net.close()
@@ -185,7 +192,9 @@ def main():
     torch.set_num_threads(args.threads)
     import onnxruntime, openvino
     about = dict(machine(), capabilities=openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), onnxruntime=onnxruntime.__version__, openvino=openvino.__version__)
-    result = dict(machine=about, size=256, models={})
+    before = json.loads(args.out.read_text()) if args.out.exists() else {}
+    same = all(before.get("machine", {}).get(key) == about[key] for key in ("cpu", "threads", "torch", "openvino", "onnxruntime"))
+    result = dict(machine=about, size=256, models=before["models"] if same else {})  # each network is a run of its own
     for name in args.models:
         result["models"][name] = measure(name, args)
         args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
