@@ -50,7 +50,7 @@ def network(name):
     return cn.load_weights(weights).eval(), 128
 
 
-def build(variant, name, folder, threads):
+def build(variant, folder, threads):
     "A variant: a callable on images, and the number format that it really uses."
     backend, _, precision = variant.rpartition("_")
     if backend in ("onnxruntime", "openvino"):
@@ -82,7 +82,11 @@ class Alone:
     "The network of `serve`, a process for each size of batch: what an allocator does depends on the largest block that it has seen."
     def __init__(self, *about): self.about, self.workers, self.computes_in = about, {}, None
 
-    def ask(self, x, logits=False):
+    def __call__(self, x, logits=False):
+        try: return self.ask(x, logits)
+        except (EOFError, OSError) as error: raise RuntimeError(f"the process of {self.about[0]} ended with {len(x)} images; is there memory enough?") from error
+
+    def ask(self, x, logits):
         if len(x) not in self.workers:
             spawn = multiprocessing.get_context("spawn")
             mine, theirs = spawn.Pipe()
@@ -92,8 +96,6 @@ class Alone:
         pipe, _ = self.workers[len(x)]
         pipe.send((x, logits))
         return pipe.recv()
-
-    __call__ = ask
 
     def close(self):
         "End the processes, and wait until they have given their memory back: that of L would not suffice for both sizes of batch."
@@ -166,7 +168,7 @@ def measure(name, args):
         cn.save_weights(model, folder / "net.safetensors")
         torch.save(cn.make_phantom(16, size=size, seed=8)[0], folder / "calibration.pt")
         path, inputs = export_onnx(model, folder / "net.onnx"), [preprocess(to_channels(cn.make_phantom(8, size=n, seed=7)[0], 3), model.preprocess) for n in (256, size)]
-        nets = {variant: Alone(variant, name, folder, args.threads) for variant in VARIANTS}
+        nets = {variant: Alone(variant, folder, args.threads) for variant in VARIANTS}
         x, (one, peaks) = inputs[0], timed(nets, inputs[0][:1], args.seconds, 3)
         for net in nets.values(): net.close()
         eight, _ = timed(nets, x, args.seconds / 3, 1, 1, 1)
