@@ -175,8 +175,7 @@ def run_system(
     line = dict(name=name, model=model, data=data, split=valid.meta.get("split", 1), seed=seed, size=size, recipe=recipe.name, changes=changes,
                 epochs=recipe.epochs, parameters=sum(p.numel() for p in network.parameters()), n_train=len(train), n_valid=len(valid))
     line.update(_protocols(network, best.to(device), valid, device), best_epoch=history.best["epoch"], minutes=round(sum(r["seconds"] for r in history.rows) / 60, 2))
-    precision = str(pick_precision(device, recipe.amp)).removeprefix("torch.")
-    return dict(line, precision=precision, **_machine(device), settings=asdict(recipe), date=time.strftime("%Y-%m-%d"), curve=_columns(history.rows))
+    return dict(line, precision=str(pick_precision(device, recipe.amp)).removeprefix("torch."), **_machine(device), settings=asdict(recipe), date=time.strftime("%Y-%m-%d"), curve=_columns(history.rows))
 
 # %% ../nbs/49_reproduce.ipynb #f6cfb9ef
 def load_results(
