@@ -328,15 +328,15 @@ def _calibration(images, channels, how):
     return ready
 
 # %% ../nbs/30_deploy.ipynb #eeca9641
-def _openvino_int8(data, images, keep):
+def _openvino_int8(data, images, keep, correct_bias=False):
     "An OpenVINO model quantised by NNCF on calibration images."
     import re
     ov, nncf = _need("openvino", "8 bits in OpenVINO"), _need("nncf", "8 bits in OpenVINO")
     nncf.set_log_level(logging.ERROR)
     scope = nncf.IgnoredScope(patterns=[rf"{re.escape(name)}(\..+|/.+)?" for name in keep], validate=False) if keep else None
     with _quiet(), _no_progress():
-        return nncf.quantize(ov.Core().read_model(data), nncf.Dataset(images), subset_size=len(images), ignored_scope=scope,
-                             preset=nncf.QuantizationPreset.MIXED)
+        return nncf.quantize(ov.convert_model(io.BytesIO(data)), nncf.Dataset(images), subset_size=len(images), ignored_scope=scope, preset=nncf.QuantizationPreset.MIXED,
+                             advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=not correct_bias))
 
 # %% ../nbs/30_deploy.ipynb #450ddf5f
 @contextmanager

@@ -235,6 +235,20 @@ def test_torch_keeps_parts_too(model, scans):
     assert far(tuple(n for n, _ in model.named_children()) + tuple(f"{side}.{i}" for side, n in (("encoder", 5), ("decoder", 4)) for i in range(n))) < 1e-4 < far(())
 
 
+@needs_onnx
+def test_eight_bits_see_the_biases():
+    "A network of free size hides each bias behind reshapes, where NNCF does not look: then correcting them changes nothing."
+    pytest.importorskip("openvino"), pytest.importorskip("nncf")
+    quantise, images = sys.modules["cmunext_nb.deploy"]._openvino_int8, [torch.rand(1, 3, 32, 32).numpy() for _ in range(4)]
+    data = _onnx(lively(create_model("cmunext_s", dims=(4, 4, 4), depths=(1, 1, 1), kernel_sizes=(3, 3, 3)))).SerializeToString()
+    plain, corrected = quantise(data, images, ()), quantise(data, images, (), correct_bias=True)
+    constants = lambda source: np.concatenate([n.get_data().ravel().astype(np.float32) for n in source.get_ordered_ops() if n.get_type_name() == "Constant"])
+    first, second = constants(plain), constants(corrected)
+    assert first.shape == second.shape and np.abs(first - second).max() > 1e-4
+    behind = [n.input_value(1).get_node().get_type_name() for n in plain.get_ordered_ops() if n.get_friendly_name() == "stem.conv"]
+    assert behind == ["Constant"]
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_eight_bits_that_disagree_are_said(channels):
     "Masks of one class, or of several; one pixel of two hundred may differ, nine may not; two empty masks agree."
