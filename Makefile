@@ -48,7 +48,7 @@ lab: $(VENV)/.lab  ## open the notebooks in JupyterLab
 SITE :=
 JOBS := test-browser test-python test-notebooks test-labs test-wheel
 # A browser and npm come from the system's packages, Python's from pip: both at once where CI has to fetch them.
-test:           ## everything that CI checks
+test:           ## notebooks, tests, site and wheel, as CI runs them (beside it CI runs Colab, the demo and an empty environment)
 	$(MAKE) -j2 $(VENV)/.dev $(if $(CI),browser)
 	@date +"%T  installed"
 	$(MAKE) clean-notebooks

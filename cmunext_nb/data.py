@@ -94,6 +94,7 @@ class SegmentationData:
         return f"SegmentationData({self.meta.get('dataset', 'own')}: {len(self)} images, {' x '.join(map(str, self.images.shape[1:]))})"
 
     def __getitem__(self, index):
+        if isinstance(index, torch.Tensor) and index.ndim == 0: index = index.item()
         if isinstance(index, (int, np.integer)): return self.images[index], self.masks[index]
         rows = np.arange(len(self))[index.cpu().numpy() if isinstance(index, torch.Tensor) else index].tolist()
         meta = {k: [v[i] for i in rows] if k in PER_IMAGE else v for k, v in self.meta.items()}
@@ -481,14 +482,14 @@ def identical_pairs(
     other=None, # `SegmentationData` to compare with; None compares `data` with itself
 ) -> list: # (name in `data`, name in `other`, "file" or "pixels", IoU of the two masks)
     "Images that are the same byte for byte (`file`) or pixel for pixel in another file (`pixels`); their masks need not agree."
-    pairs = {}
+    pairs, against = {}, data if other is None else other
     for kind in ("pixels", "files"):
         places = {}
-        for j, mark in enumerate(_marks(other or data, kind)): places.setdefault(mark, []).append(j)
+        for j, mark in enumerate(_marks(against, kind)): places.setdefault(mark, []).append(j)
         for i, mark in enumerate(_marks(data, kind)):
             pairs.update({(i, j): kind for j in places.get(mark, []) if other is not None or i < j})
     overlap = lambda a, b: 1.0 if not (a | b).any() else round(float((a & b).sum() / (a | b).sum()), 3)
-    return [(data.names[i], (other or data).names[j], kind.replace("files", "file"), overlap(data.masks[i], (other or data).masks[j]))
+    return [(data.names[i], against.names[j], kind.replace("files", "file"), overlap(data.masks[i], against.masks[j]))
             for (i, j), kind in sorted(pairs.items())]
 
 def _marks(data, kind):
@@ -537,6 +538,7 @@ def data_report(
     alike: float = 0.95, # correlation from which two images count as near-duplicates
 ): # a `DataReport`
     "Count, measure and compare the two parts of a split: sizes, lesion areas, colour, empty masks, duplicates and near-duplicates across."
+    if valid is not None and not len(valid): valid = None  # split="all"
     parts = {"train": train} if valid is None else {"train": train, "valid": valid}
     pair = (train, None) if valid is None else (valid, train)
     facts = dict(dataset=train.meta.get("dataset", "own"), split=train.meta.get("split"), alike=alike, identical=identical_pairs(*pair),

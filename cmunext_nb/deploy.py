@@ -20,11 +20,12 @@ from torch import nn
 from .conv import ConvBlock
 from .files import quiet
 from .inverted_bottleneck import InvertedBottleneck
+from .layers import as_logits
 from .model import CMUNeXt, DecoderStage, check_input, create_model, unknown_name
 from .predict import Prediction, _core, _read, _threshold, at_rest, average_views, network_channels
 from .receptive_field import receptive_fields
 from .skip_fusion import SkipFusion
-from .weights import PREPROCESSING, atomic_write, preprocess as _preprocess, to_channels
+from .weights import PREPROCESSING, _unwrapped, atomic_write, preprocess as _preprocess, to_channels
 
 # %% ../nbs/30_deploy.ipynb #355362de
 def scale_shift(
@@ -86,7 +87,7 @@ def fold(
 ) -> nn.Module: # a new network in evaluation mode, called in the same way, with the same `config` and `preprocess`
     "A copy in which every BatchNorm that can go into a neighbouring convolution without changing the result has gone."
     if not isinstance(model, nn.Module): raise TypeError(f"fold takes a network (nn.Module), not {type(model).__name__}.")
-    model = copy.deepcopy(_core(getattr(model, "_orig_mod", model))).eval()
+    model = copy.deepcopy(_unwrapped(model)).eval()
     for way, conv, owner, name in list(_folds(model)):
         norm = getattr(owner, name)
         if type(norm) is not nn.BatchNorm2d or norm.running_var is None or type(conv) is not nn.Conv2d: continue
@@ -160,6 +161,8 @@ def _onnx(model):
     return _tidy(proto)
 
 # %% ../nbs/30_deploy.ipynb #61bfd122
+_SOURCE = "cmunext_nb; network of Tang et al., CMUNeXt, github.com/FengheTan9/CMUNeXt (MIT)"
+
 def export_onnx(
     model: nn.Module, # network; what can be folded is folded
     path, # file to write, usually *.onnx
@@ -170,13 +173,14 @@ def export_onnx(
     "One ONNX file of free batch, height and width; its metadata say how pixels are prepared and what the channels mean. Written atomically."
     from cmunext_nb import __version__
     config, how = getattr(_core(model), "config", None) or {}, getattr(_core(model), "preprocess", "imagenet")
-    count = config.get("num_classes", 1)
+    proto = _onnx(model)
+    count = config.get("num_classes") or proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    config = {"in_channels": network_channels(model), "num_classes": count, **config}
     classes = list(classes or (["lesion"] if count == 1 else [f"class {k}" for k in range(count)]))
     if len(classes) != count: raise ValueError(f"The network gives {count} channels and there are {len(classes)} names of classes: give one name a channel.")
-    proto = _onnx(model)
     about = dict(config=json.loads(json.dumps(config, default=str)), preprocess=pixel_recipe(how, network_channels(model)), classes=classes, version=__version__,
                  trained_size=getattr(_core(model), "trained_size", None),
-                 source=source or "cmunext_nb; network of Tang et al., CMUNeXt, github.com/FengheTan9/CMUNeXt (MIT)",
+                 source=source or (_SOURCE if str(config.get("name")).startswith("cmunext") else type(_unwrapped(model)).__name__),
                  note="probability = sigmoid(logit). For learning and research, not a medical device.", metadata=metadata)
     proto.metadata_props.add(key="cmunext_nb", value=json.dumps(about))
     with atomic_write(path) as file: file.write(proto.SerializeToString())
@@ -314,7 +318,7 @@ def _in_torch(model, precision, keep=()):
         if name in keep: part.forward = _outside_autocast(part.forward, place.type)
     def run(x):
         with torch.inference_mode(), torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            return net(x.to(place, memory_format=torch.channels_last)).float()
+            return as_logits(net(x.to(place, memory_format=torch.channels_last))).float()
     return run
 
 # %% ../nbs/30_deploy.ipynb #0a2d1bc7
@@ -403,14 +407,21 @@ def _described(model):
     return about["config"], about["preprocess"]["name"], tuple(about.get("trained_size") or ()) or None
 
 # %% ../nbs/30_deploy.ipynb #30c00022
+def _parts_of_file(path):
+    "Names of the convolutions of an ONNX file, and of the parts that they lie in."
+    convs = [node.name.split(".") for node in _need("onnx", "keep=... with a file").load(str(path)).graph.node if node.op_type == "Conv"]
+    return {".".join(names[:i]) for names in convs for i in range(1, len(names) + 1)}
+
 def _kept(model, precision, keep):
     "Names of the parts that stay in float32; a `ValueError` where the network has no such part."
     if keep is None: return KEEP[precision]
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
-    names = [name for name, _ in _core(getattr(model, "_orig_mod", model)).named_modules()] if isinstance(model, nn.Module) else keep
+    if not keep: return keep
+    if isinstance(model, nn.Module): names = [name for name, _ in _unwrapped(model).named_modules()]
+    else: names = _parts_of_file(model)
     for name in keep:
         if name not in names: raise ValueError(f"keep={name!r} is no part of this network. Near: {', '.join(get_close_matches(name, names, 3, 0.3)) or 'none'}. "
-                                               "All of them: [name for name, _ in model.named_modules()].")
+                                               "All of a network: [name for name, _ in model.named_modules()].")
     return keep
 
 # %% ../nbs/30_deploy.ipynb #30c00015
@@ -466,6 +477,7 @@ def reach(
     "How far to one side the farthest-sighted logit sees, rounded up; a `ValueError` where a network sees the whole image."
     if not isinstance(model, nn.Module):
         config = model.config
+        if "name" not in config: raise ValueError("How far this deployed network sees is not known, for it is none of list_models(): give margin=reach(network), with the network that was deployed.")
         model = create_model(config["name"], config["in_channels"], config.get("num_classes", 1), **config.get("overrides", {}))
     fields, place = receptive_fields(model, image_size=256), torch.arange(256)
     if fields.through: raise ValueError(f"This network sees the whole image ({', '.join(fields.through)}): no margin is enough, and tiles would change its answer.")
@@ -496,7 +508,9 @@ def predict_tiled(
     preprocess: str = None, # how images are normalised; None: as the weights say
     progress: bool = True, # show a bar
 ): # Prediction
-    "`predict` at the image's own size, tile by tile: the same mask, in the memory of one tile."
+    """`predict` at the image's own size, tile by tile: the same mask, in the memory of one tile.
+
+    So for networks whose steps divide 32 and that enlarge their maps by whole factors; one that resizes them to the image's size may differ a little."""
     from tqdm.auto import tqdm
     threshold, margin = _threshold(threshold), reach(model) if margin is None else -(-margin // GRID) * GRID
     how, name = preprocess or getattr(_core(model), "preprocess", "imagenet"), str(image) if isinstance(image, (str, Path)) else "the image"

@@ -102,17 +102,28 @@ def _binary(pixels, name, lossy):
             raise ValueError(f"Mask {name} is not binary: {middle.sum() / pixels.size:.0%} of its pixels lie between two levels. {remedy}")
     return (pixels > (0 if low == high else (low + high) / 2)).astype(np.uint8)
 
+# %% ../nbs/08_files.ipynb #60f74f04
+def _equally_bright(colours, counts):
+    "Do the commonest of a picture's colours (K, 3) and the one farthest from it differ clearly, but hardly in brightness?"
+    ground = colours[counts.argmax()]
+    apart = abs(colours - ground)
+    other = colours[apart.sum(1).argmax()]
+    return apart.max() >= 64 and abs(other.max() - ground.max()) < 32
+
 # %% ../nbs/08_files.ipynb #fecc9d10
 def read_mask(
     source, # as in `read_image`; two levels, the higher one is the lesion; JPEG and soft edges are cut at half their range
 ) -> np.ndarray: # uint8 (H, W) of 0 and 1; all zero for an empty mask
     "Read one mask. `ValueError` names a mask with more than two clear levels (a class map, an ordinary photograph)."
-    pixels, name, kind = _pixels(source)
+    (pixels, name, kind), colours = _pixels(source), None
     if pixels.ndim == 3:
-        colours = np.unique(pixels.reshape(-1, 3), axis=0)
+        colours, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
         if 2 < len(colours) <= 8: raise ValueError(f"Mask {name} has {len(colours)} colours. A mask has two: background and lesion.")
         pixels = pixels.max(2)
-    return _binary(pixels, name, kind in ("JPEG", "MPO", "WEBP"))
+    mask = _binary(pixels, name, kind in ("JPEG", "MPO", "WEBP"))
+    if colours is not None and _equally_bright(colours.astype(int), counts):
+        raise ValueError(f"Mask {name} has two colours that are equally bright, so which is the lesion cannot be told. Save the lesion white on black.")
+    return mask
 
 # %% ../nbs/08_files.ipynb #91d10b98
 def resize_square(
@@ -202,11 +213,12 @@ def fetch(
 # %% ../nbs/08_files.ipynb #9fb75f8b
 def unzip(
     archive, # a zip file
-    folder, # new folder for its content
+    folder, # new or empty folder for its content
 ) -> Path: # the folder
-    "Unpack a zip, all or nothing. `ValueError` for a damaged archive and for one with a member that would land outside the folder."
-    import shutil, tempfile, zipfile
+    "Unpack a zip, all or nothing. `ValueError`: a damaged archive, or a member that would land outside of the folder; `FileExistsError`: a folder in use."
+    import shutil, tempfile, zipfile, zlib
     archive, folder = Path(archive), Path(folder)
+    if folder.is_dir() and any(folder.iterdir()): raise FileExistsError(f"{folder} exists and is not empty. Remove it, or choose another folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temp = Path(tempfile.mkdtemp(prefix=".unzip-", dir=folder.parent))
     try:
@@ -216,7 +228,7 @@ def unzip(
                     raise ValueError(f"{archive} holds {name!r}, which would land outside {folder}. Nothing was unpacked; do not trust it.")
             z.extractall(temp)
         return temp.rename(folder)
-    except zipfile.BadZipFile as e: raise ValueError(f"{archive} is not a whole zip archive ({e}). Download it again.") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError) as e: raise ValueError(f"{archive} is not a whole zip archive ({e}). Download it again.") from None
     finally: shutil.rmtree(temp, ignore_errors=True)
 
 # %% ../nbs/08_files.ipynb #b61fd51e

@@ -168,7 +168,7 @@ def randomized(
 ) -> nn.Module: # in evaluation mode
     "The same network with random weights: the control for everything that claims to show what was learned. Adebayo et al. 2018."
     twin = copy.deepcopy(model)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         for module in twin.modules(): _reset(module)
         return twin.eval() if images is None else _measure_norms(twin, as_images(twin, images)[1])

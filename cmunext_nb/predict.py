@@ -32,8 +32,10 @@ def resize(images: torch.Tensor, # float (N, C, H, W)
 
 # %% ../nbs/16_predict.ipynb #95c245de
 def _core(model):
-    "The network inside DataParallel and its kin, where preprocess and config live."
-    return model.module if isinstance(getattr(model, "module", None), nn.Module) else model
+    "The network inside DataParallel and its kin, where preprocess and config live: the only child of one that has no weights itself."
+    inner = getattr(model, "module", None)
+    alone = isinstance(inner, nn.Module) and isinstance(model, nn.Module) and list(model.children()) == [inner]
+    return inner if alone and not list(model.parameters(recurse=False)) else model
 
 def network_channels(
     model, # a network, or a callable with `config` or without
@@ -66,7 +68,7 @@ def at_rest(
 
 # %% ../nbs/16_predict.ipynb #abb51663
 def views(
-    tta, # False: the image as it is; True or "mirror": it and its mirror image, 2; "flips": all 4 flips; "d4": flips and quarter turns, 8; "scales": as "mirror", at 3 sizes
+    tta, # False: the image as it is; True or "mirror": it and its mirror image, 2; "flips": all 4 flips; "d4": flips and quarter turns, 8; "scales": as "mirror", at 3 sizes, of small images at fewer (`view_sizes`)
 ) -> list: # of (axes to flip, whether height and width were exchanged before)
     "The ways to look at one image for test-time averaging; choose those that the training has shown."
     flips = [((), False), ((-1,), False), ((-2,), False), ((-2, -1), False)]
@@ -103,7 +105,7 @@ def view_sizes(
     tta, # as in `views`
     size, # (height, width) of the image, pixels
 ) -> list: # of (height, width)
-    "The sizes at which each view is seen: the image's own, and with \"scales\" also 7/8 and 3/4 of it, in multiples of 32, which every network here takes."
+    "The sizes at which each view is seen: the image's own, and with \"scales\" also 7/8 and 3/4 of it, in multiples of 32, which every network here takes: two sizes for 128 pixels, one for 64."
     sizes = [tuple(size)]
     if tta == "scales": sizes += [tuple(max(32, round(s * n / 32) * 32) for n in size) for s in (7 / 8, 3 / 4)]
     return list(dict.fromkeys(sizes))

@@ -64,7 +64,7 @@ def _same(run, *args, **kwargs):
 
 # %% ../nbs/20_receptive_field.ipynb #465e0c03
 @_rule("""add addcmul atan2 div divide lerp maximum minimum mul multiply pow rsub sub subtract true_divide where
-    __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __mul__ __rmul__ __imul__ __truediv__ __rtruediv__ __itruediv__ __pow__ __rpow__""")
+    __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __mul__ __rmul__ __imul__ __truediv__ __rtruediv__ __rdiv__ __itruediv__ __pow__ __rpow__""")
 def _join(run, *args, **kwargs):
     "A sum, a product, a choice of several tensors: the union of their fields. Weights and constants see nothing."
     given = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
@@ -250,6 +250,8 @@ def _travel(model, layer, size, axis, local):
     device = next(model.parameters(), torch.zeros(())).device
     x = numbers.to(device).expand(2, network_channels(model), *size).as_subclass(run)
     with untouched(model), torch.no_grad(): out = run_to(model, layer, x)
+    if isinstance(out, torch.Tensor) and not out.is_floating_point():
+        raise ValueError(f"This layer gives {str(out.dtype)[6:]}, as an argmax or a comparison does, through which no field can be followed: choose the layer before.")
     if not isinstance(out, Reach): raise ValueError("The numbers got lost on the way: part of this network is TorchScript, NumPy or a tensor made anew.")
     out = out.as_subclass(torch.Tensor).cpu()
     if out.ndim != 4: raise ValueError(f"This layer gives shape {tuple(out.shape)}, not maps (N, C, H, W), so its numbers have no place: choose another one.")

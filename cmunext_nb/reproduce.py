@@ -35,7 +35,7 @@ def build_system(
     if name not in SYSTEMS and name not in list_models(): raise unknown_name("system", name, [*list_models(), *SYSTEMS])
     network, changes = SYSTEMS.get(name, (name, {}))
     shipped = start if start is None or not Path(start).suffix else None
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         model = create_model(network, in_channels, num_classes, pretrained=shipped, **changes)
     return model if start == shipped else load_weights(start, model)

@@ -217,7 +217,7 @@ def _check_fit(model, data, what):
 def _count(model, data, device, dtype, loss_fn, batch_size, rank=0, world=1):
     "Counts (N, num_classes, 4) as `segmentation_counts` gives them, and the summed loss; each process takes its share of the images."
     counts = torch.zeros(len(data.images), data.masks.shape[1], 4, dtype=torch.int64)
-    loss, mode = torch.zeros((), dtype=torch.float64), model.training
+    loss, modes = torch.zeros((), dtype=torch.float64), [(m, m.training) for m in model.modules()]
     model.eval()
     for index in torch.arange(len(data.images))[rank::world].split(batch_size):
         x = preprocess(to_channels(data.images[index].to(device), _in_channels(model)), getattr(model, "preprocess", "imagenet"))
@@ -225,7 +225,7 @@ def _count(model, data, device, dtype, loss_fn, batch_size, rank=0, world=1):
         with _autocast(device, dtype): logits = model(x.contiguous(memory_format=_layout(device)))
         counts[index] = torch.stack(segmentation_counts(logits, masks), -1).cpu()
         loss += loss_fn(logits.float(), masks.float()).cpu().double() * len(index)
-    model.train(mode)
+    for m, mode in modes: m.training = mode  # each its own: a norm may be frozen
     if world > 1: counts, loss = _summed(counts, device), _summed(loss, device)
     return counts, loss.item()
 
@@ -364,7 +364,7 @@ def _batches(run):
     "The epoch's shuffled indices, cut into batches. A remainder too small for batch norm joins the batch before it."
     order = torch.randperm(len(run.train.images), generator=torch.Generator().manual_seed(_seed(run.seed, "order", run.epoch)))
     batches = list(order.split(run.recipe.batch_size))
-    if len(batches) > 1 and len(batches[-1]) < 2 * run.world: batches[-2:] = [torch.cat(batches[-2:])]
+    if len(batches) > 1 and len(batches[-1]) < min(2 * run.world, run.recipe.batch_size): batches[-2:] = [torch.cat(batches[-2:])]
     return [b[:len(b) - len(b) % run.world] for b in batches]  # every process gets as many images as the others
 
 # %% ../nbs/15_train.ipynb #713552ed
@@ -915,7 +915,7 @@ def _report(history, model, valid, a):
     models = dict(last=model, best=load_weights(Path(a.out) / "best.safetensors"))
     for name, m in models.items():
         report[name] = evaluate(m, valid)
-        if a.data == "busi": report[name + "_clean"] = evaluate(m, clean_subset(valid, "busi"))
+        if a.data == "busi" and any(" (" in n for n in valid.names): report[name + "_clean"] = evaluate(m, clean_subset(valid, "busi"))
     with atomic_write(Path(a.out) / "report.json") as f: f.write(json.dumps(report, indent=2).encode())
     scores = [f"{k}: IoU {100 * v['iou']:.2f}, F1 {100 * v['f1']:.2f} (n = {v['n']})" for k, v in report.items() if isinstance(v, dict)]
     return "\n".join(scores)

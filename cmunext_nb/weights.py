@@ -211,6 +211,12 @@ def _plain(value):
     if isinstance(value, (tuple, list)): return [_plain(v) for v in value]
     return f"code:{getattr(value, '__name__', value)}" if callable(value) else value
 
+def _unwrapped(model):
+    "The network inside DataParallel, DistributedDataParallel and compile; a part of its own that is called `module` is none of them."
+    wrappers = torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel
+    while isinstance(model, wrappers) or hasattr(model, "_orig_mod"): model = model.module if isinstance(model, wrappers) else model._orig_mod
+    return model
+
 def _to_json(value): return json.dumps(value, default=lambda v: v.item() if hasattr(v, "item") else str(v))
 
 # %% ../nbs/07_weights.ipynb #d3f6967a
@@ -223,7 +229,7 @@ def save_weights(
     "Weights, how to build their network and how to prepare its images, in one safetensors file, written atomically."
     from safetensors.torch import save
     from cmunext_nb import __version__
-    for wrapper in ("module", "_orig_mod"): model = getattr(model, wrapper, model)  # DistributedDataParallel, compile
+    model = _unwrapped(model)
     kinds = {k: dtype if dtype and v.is_floating_point() else v.dtype for k, v in model.state_dict().items()}
     state = {k: v.detach().to("cpu", kinds[k]).contiguous() for k, v in model.state_dict().items()}
     broken = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]

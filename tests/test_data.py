@@ -332,7 +332,10 @@ def test_duplicates_are_found(tmp_path):
     report = data_report(train, valid)
     assert report.facts["valid"]["empty"] == ["brighter"] and len(report.facts["near"]) == 3 and report.facts["train"]["heights"] == (64, 64)
     assert "copy = t1 (same file, masks agree to IoU 0.60)" in repr(report) and "2 pairs" in repr(report)
-    assert identical_pairs(train) == near_pairs(train) == []
+    assert identical_pairs(train) == near_pairs(train) == [] == identical_pairs(train, train[[]])
+    copies = train[[0, 1, 0]]
+    assert data_report(copies, copies[[]]).facts == data_report(copies).facts and len(data_report(copies, copies[[]]).facts["identical"]) == 1
+    assert torch.equal(train[torch.tensor(1)][0], train[1][0])
     assert identical_pairs(train[[0, 1, 0]])[0][:3] == ("t0", "t0", "file") and near_pairs(train[[0, 1, 0]])[0][:2] == ("t0", "t0")
 
 

@@ -86,6 +86,11 @@ def test_fold_of_other_boxes():
 
 def test_fold_unwraps_and_refuses():
     assert isinstance(fold(nn.DataParallel(create_model("cmunext_s"))), cn.CMUNeXt)
+    class Own(nn.Module):
+        def __init__(self): super().__init__(); self.module = nn.Conv2d(3, 1, 3, padding=1)
+        def forward(self, x): return 2 * self.module(x)
+    net, x = Own(), torch.randn(1, 3, 9, 9)
+    assert torch.equal(fold(net)(x), net(x))  # a part of that name makes no wrapper
     with pytest.raises(TypeError, match="network"): fold("cmunext_s")
     with pytest.raises(ValueError, match="1x1"): fold_forward(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1))
 
@@ -269,6 +274,34 @@ def test_eight_bits_that_disagree_are_said(channels):
 def test_parts_to_keep_are_the_networks(model):
     assert deploy(model, "torch", "bfloat16", keep="head").computes_in == "bfloat16"
     with pytest.raises(ValueError, match="'decodr.1' is no part of this network. Near: decoder.1, "): deploy(model, "torch", "bfloat16", keep=("head", "decodr.1"))
+
+
+def test_parts_to_keep_are_the_file_s_too(file):
+    pytest.importorskip("openvino")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a processor without bfloat16
+        for keep in ("head", "encoder.0", ("stem", "decoder.0.fusion.fuse.expand"), ()): deploy(file, "openvino", "bfloat16", keep=keep)
+    with pytest.raises(ValueError, match="'encodr.0' is no part of this network. Near: encoder.0"): deploy(file, "openvino", "bfloat16", keep="encodr.0")
+
+
+class Foreign(nn.Module):
+    "Somebody's network: one channel, three classes in a dict, no config."
+    def __init__(self): super().__init__(); self.conv = nn.Conv2d(1, 3, 3, padding=1)
+    def forward(self, x): return dict(out=self.conv(x))
+
+
+@needs_onnx
+def test_a_network_of_somebody_else(tmp_path):
+    pytest.importorskip("onnxruntime")
+    net = Foreign()
+    x = torch.rand(1, 1, 32, 32)
+    path = export_onnx(net, tmp_path / "net.onnx", classes=("a", "b", "c"))
+    about = read_onnx_metadata(path)
+    assert about["classes"] == ["a", "b", "c"] and about["config"] == dict(in_channels=1, num_classes=3) and "Tang" not in about["source"]
+    assert read_onnx_metadata(export_onnx(net, tmp_path / "unnamed.onnx"))["classes"] == ["class 0", "class 1", "class 2"]
+    for deployed in (deploy(path), deploy(net), deploy(net, "torch")): torch.testing.assert_close(deployed(x), net(x)["out"].detach(), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="give margin=reach"): predict_tiled(deploy(net, "torch"), np.zeros((200, 200), np.uint8), tile=96)
+    with pytest.raises(ValueError, match="3 channels and there are 2 names"): export_onnx(net, tmp_path / "wrong.onnx", classes=("a", "b"))
 
 
 def test_eight_bits_are_compared_with_float32(model, file, scans, monkeypatch):

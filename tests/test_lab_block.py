@@ -293,3 +293,16 @@ def test_a_smaller_upload_keeps_the_place_every(lab):
     lab.put(row=11, column=11)
     arrive(uploader(lab), "four.png", png_bytes(np.arange(20, dtype=np.uint8).reshape(4, 5) * 9))
     assert (lab.state["row"], lab.state["column"]) == (3, 4) and lab.play.max == 19 and "Not possible" not in said(lab)
+
+
+def test_a_channel_beyond_the_slider_is_reached(net):
+    "The block and its number of channels are put before the place."
+    assert BlockLab(model=net, channels=16, channel=15).state["channel"] == 15
+    lab = BlockLab(model=net)
+    name, block = lab.blocks[-1], net.get_submodule(lab.blocks[-1])
+    last = block.mix_space.conv.out_channels - 1
+    assert lab.put(channel=last, kernel=name) is lab and lab.state["channel"] == last and f"channel {last}" in lab.sentence.value
+
+
+@pytest.mark.parametrize("kind", ["edge", "blur", "spot"])
+def test_a_kernel_of_one_pixel_is_a_number(kind): assert torch.isfinite(hand_kernels(kind, 1, 2)).all()

@@ -140,7 +140,7 @@ def smp_unet():
 def test_anybody_s_network(make, scans):
     lab = GradCAMLab(make(), *scans, size=64).put(region="true")
     assert "Not possible" not in lab.sentence.value, lab.sentence.value
-    assert "Raw maximum" in lab.sentence.value
+    assert "Raw maximum" in lab.sentence.value and ("class 0 of" in lab.sentence.value) == (lab.classes > 1)
 
 
 def test_a_data_set_brings_its_masks_and_names(model):

@@ -148,3 +148,13 @@ def test_a_network_that_learned_on_is_asked_again():
     before = lab.result(0).probability
     with torch.no_grad(): model.head.bias.add_(3)
     assert lab.result(0).probability.mean() > before.mean()
+
+
+@pytest.mark.parametrize("image", ["path", "str", "pil", "grey", "colour", "tensor"])
+def test_one_image_is_one_scan(image, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 33, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "scan.png")
+    given = dict(path=tmp_path / "scan.png", str=str(tmp_path / "scan.png"), pil=Image.fromarray(pixels), grey=pixels[..., 0], colour=pixels, tensor=torch.from_numpy(pixels).permute(2, 0, 1))[image]
+    lab = PredictLab(images=given, masks=np.ones((40, 33), np.uint8), predict_size=48)
+    assert "Not possible" not in lab.sentence.value and len(lab.scans) == 1 and lab.result().mask.shape == (40, 33)
+    assert lab.scans[0]["name"] == ("scan.png" if image in ("path", "str") else "scan 1")

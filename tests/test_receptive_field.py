@@ -335,3 +335,19 @@ def test_a_map_of_fixed_size_has_no_bounded_field():
             self.conv = nn.Conv2d(1, 1, 3, padding=1)
         def forward(self, x): return self.conv(F.interpolate(x, size=(32, 32), mode="bilinear"))
     assert receptive_field(Resized(), image_size=64).unbounded
+
+
+def test_a_division_by_a_map_is_followed():
+    "torch calls it __rdiv__."
+    class Own(nn.Module):
+        def __init__(self): super().__init__(); self.conv = nn.Conv2d(3, 2, 3, padding=1)
+        def forward(self, x): return 1 / (1 + torch.exp(-self.conv(x)))
+    field = receptive_field(Own(), image_size=32)
+    assert (field.height, field.width) == (3, 3) and not receptive_fields(Own(), image_size=32).through
+
+
+def test_a_decision_is_no_map():
+    class Own(nn.Module):
+        def __init__(self): super().__init__(); self.conv = nn.Conv2d(3, 2, 3, padding=1)
+        def forward(self, x): return self.conv(x).argmax(1, keepdim=True)
+    with pytest.raises(ValueError, match="int64, as an argmax"): receptive_fields(Own(), image_size=32)

@@ -283,7 +283,7 @@ def test_bad_recipes(settings, words):
 # Batches, sizes, schedules
 
 @pytest.mark.parametrize("n, size, world, expected", [(9, 4, 1, [4, 5]), (10, 4, 1, [4, 4, 2]), (3, 8, 1, [3]), (1, 8, 1, [1]),
-                                                      (11, 4, 2, [4, 6]), (12, 4, 2, [4, 4, 4]), (5, 4, 2, [4])])
+                                                      (11, 4, 2, [4, 6]), (12, 4, 2, [4, 4, 4]), (5, 4, 2, [4]), (6, 1, 1, [1] * 6), (8, 2, 2, [2] * 4)])
 def test_no_batch_of_one(n, size, world, expected):
     run = start_run(tiny(), blobs(n), recipe=get_recipe("paper", batch_size=size))
     run.world = world
@@ -380,6 +380,18 @@ def test_evaluate_is_the_metrics_whatever_the_batch_size():
         assert r["n"] == 7 and r["loss"] == pytest.approx(results[0]["loss"], rel=1e-5)
         assert len(r["per_image"]["iou"]) == 7 and sum(r["per_image"]["iou"]) / 7 == pytest.approx(r["iou"])
     with pytest.raises(ValueError, match="empty"): evaluate(model, (images[:0], masks[:0]))
+
+
+def test_evaluate_leaves_each_part_in_its_mode():
+    "A frozen norm stays frozen, and the network inside a fresh TTAWrapper in evaluation mode."
+    from cmunext_nb.predict import TTAWrapper
+    model = tiny().train()
+    model.stem.norm.eval()
+    evaluate(model, blobs(3))
+    assert model.training and not model.stem.norm.training
+    model.eval()
+    evaluate(TTAWrapper(model, "mirror"), blobs(3))
+    assert not any(m.training for m in model.modules())
 
 
 def test_files_are_the_weights_of_the_history(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cmunext_nb.data import data_roots, load_dataset
 from cmunext_nb.model import create_model
@@ -336,3 +337,12 @@ def test_the_shipped_busi_weights_score_as_their_card_says():
     found = evaluate(create_model("cmunext_s", pretrained="busi"), valid)["iou"]
     assert abs(found - names["valid"]["iou"]) < 0.12  # 40 of the 195 images
     assert found > 0.1 + evaluate(create_model("cmunext_s", pretrained="phantom"), valid)["iou"]  # what synthetic scans alone teach
+
+
+def test_a_part_called_module_is_no_wrapper(net, tmp_path):
+    class Own(torch.nn.Module):
+        def __init__(self): super().__init__(); self.module, self.head = torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 1, 1)
+    names = set(Own().state_dict())
+    assert set(load_file(save_weights(Own(), tmp_path / "own.safetensors"))) == names
+    for wrapped in (torch.nn.DataParallel(net), torch.compile(net), torch.compile(torch.nn.DataParallel(net))):
+        assert set(load_file(save_weights(wrapped, tmp_path / "net.safetensors"))) == set(net.state_dict())

@@ -45,7 +45,7 @@ def hand_kernels(
         r2, wide, angle = x**2 + y**2, kernel_size / 5 * (1 + c / channels), math.pi * c / channels
         edge = (math.cos(angle) * x + math.sin(angle) * y) * _bell(r2, kernel_size / 4)
         w = dict(edge=edge, blur=_bell(r2, wide), spot=_bell(r2, wide / 2) - _bell(r2, wide), identity=(r2 == 0).float())[kind]
-        made.append(torch.where(w.abs() < 1e-6, 0, w) / w.clamp(min=0).sum())
+        made.append(torch.where(w.abs() < 1e-6, 0, w) / w.clamp(min=0).sum().clamp(min=1e-12))
     return torch.stack(made)
 
 # %% ../../nbs/40_block_lab.ipynb #9d75b357
@@ -81,7 +81,7 @@ def hand_block(
 ) -> CMUNeXtBlock: # in evaluation mode
     "A block with these depthwise kernels, without their biases; the pointwise matrices are random, and always the same."
     channels, kernel_size, _ = kernels.shape
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(0)
         block = CMUNeXtBlock(channels, kernel_size, expansion)
     block.mix_space.conv.weight.data, block.mix_space.conv.bias.data = kernels[:, None].clone(), torch.zeros(channels)
@@ -565,3 +565,12 @@ def _forget(self):
     self.refresh()
 
 BlockLab.refresh, BlockLab._played, BlockLab._opened, BlockLab.forget = _refresh, _played, _opened, _forget
+
+# %% ../../nbs/40_block_lab.ipynb #a9a6c05b
+def _put(self, **values):
+    "Move controls by name: first those that say how far the sliders of the place go."
+    place = {name: values.pop(name) for name in ("channel", "row", "column") if name in values}
+    if values or not place: Lab.put(self, **values)
+    return Lab.put(self, **place) if place else self
+
+BlockLab.put = _put

@@ -13,7 +13,7 @@ from ..cam import CAM, METHODS, REGIONS, _gradients, _look, _raw_map, _short, de
 from ..files import read_mask
 from . import Lab, Panel, _YOURS, _house, _version, button, choice, slider, switch, upload
 from .receptive_field import _menu
-from ..layers import as_images, deepest_layer, randomized
+from ..layers import _map_sizes, as_images, deepest_layer, randomized
 from ..model import create_model
 from ..phantom import make_phantom
 from ..plot import COLORS
@@ -30,7 +30,7 @@ def _true_masks(masks, images, n, size):
 
 # %% ../../nbs/42_gradcam_lab.ipynb #f495868a
 class GradCAMLab(Lab):
-    "Which places speak for a mask: map, random-weights twin, raw maximum, deletion curve. Any network that gives logits, any images."
+    "Which places speak for a mask: map, random-weights twin, raw maximum, deletion curve. Any network that gives logits (class 0 is explained), any images."
     size, lines = (8.4, 4.7), 4
 
     def __init__(self,
@@ -43,6 +43,7 @@ class GradCAMLab(Lab):
         self.model = create_model("cmunext_s", pretrained="phantom").eval() if model is None else model
         self.pixels, x = as_images(self.model, images, size)
         n, self.shape, self._given = len(self.pixels), tuple(self.pixels.shape[-2:]), self.pixels
+        self.classes = _map_sizes(self.model, x[:1])[1]
         names = list(map(str, getattr(images, "names", ())))
         self.names, self.masks = names if len(names) == n else [f"scan {i}" for i in range(1, n + 1)], _true_masks(masks, images, n, self.shape)
         self.twin, self.own, self._passes, self._answers, self._curves = randomized(self.model, self.pixels[:8]), n, {}, {}, {}
@@ -152,6 +153,7 @@ def _words(self, deletion, **state):
     said = [f"{cam.method} at {cam.layer} ({cam.raw.shape[0]} x {cam.raw.shape[1]} places) for {cam.question} of {self.names[state['scan']]}: {cam.region.sum():,} "
             f"pixel{'s' if cam.region.sum() > 1 else ''} of mean probability {cam.mean_probability:.3f}.",
             f"Raw maximum {_short(cam.raw_max)}, with random weights {_short(twin.raw_max)}; rank correlation of the two maps {rank_correlation(cam, twin):.2f}."]
+    if self.classes > 1: said.append(f"This is class 0 of {self.classes}; for another one see `seg_cam`.")
     if deletion: said.append("Mean probability while deleting: " + ", ".join(f"{c.area:.2f} in {n}" for c, n in zip(self._deleted(cam, twin), ("the map's order", "the twin's", "random patches"))) + ".")
     return " ".join(said)
 

@@ -7,6 +7,7 @@ __all__ = ['PredictLab']
 
 # %% ../../nbs/44_predict_lab.ipynb #cdc26024
 import base64, io, time
+from pathlib import Path
 
 import ipywidgets as widgets
 import numpy as np
@@ -15,7 +16,7 @@ from ..measure import mask_measures
 from ..model import create_model
 from ..phantom import make_phantom
 from ..plot import COLORS, as_picture, outline, overlay, rgb
-from ..predict import predict
+from ..predict import _is_single, predict
 
 # %% ../../nbs/44_predict_lab.ipynb #3b3d94e9
 class PredictLab(Lab):
@@ -24,12 +25,13 @@ class PredictLab(Lab):
 
     def __init__(self,
         model=None, # network, or any callable that `predict` takes; None: CMUNeXt-S trained on phantoms
-        images=None, # what `predict` takes as a list: paths, arrays, a batch (N, C, H, W), a SegmentationData; None: six phantoms
+        images=None, # what `predict` takes: one image, or a list of paths or arrays, a batch (N, C, H, W), a SegmentationData; None: six phantoms
         masks=None, # their true masks, one each; None: those of a SegmentationData, or none
         predict_size="trained", # side at which the network sees an image, as in `predict`
     ):
         if images is None: images, masks = make_phantom(6, size=256, seed=21)
         if masks is None and hasattr(images, "masks"): masks = images.masks
+        if _is_single(images) and not isinstance(images, tuple): images, masks = [images], masks if masks is None or isinstance(masks, (list, tuple)) else [masks]
         self.model = create_model("cmunext_s", pretrained="phantom").eval() if model is None else model
         self.scans, self.predict_size, self._answers, self._measured = _scans(images, masks), predict_size, {}, (None,) * 4
         controls = dict(scan=choice("Image", [(s["name"], i) for i, s in enumerate(self.scans)]), threshold=slider("Threshold", 0.5, 0.0, 1.0, 0.01),
@@ -43,7 +45,7 @@ class PredictLab(Lab):
 def _scans(images, masks):
     "Images and true masks as a list of dicts with a name, an image and a mask or None."
     data = getattr(images, "images", images)
-    names = getattr(images, "names", None) or [str(i) if isinstance(i, str) else f"scan {n}" for n, i in enumerate(data, 1)]
+    names = getattr(images, "names", None) or [str(i) if isinstance(i, (str, Path)) else f"scan {n}" for n, i in enumerate(data, 1)]
     masks = [None] * len(data) if masks is None else masks
     if not len(data): raise ValueError("PredictLab needs at least one image; without any argument it takes phantoms.")
     if len(masks) != len(data): raise ValueError(f"PredictLab got {len(data)} images and {len(masks)} masks: give one mask for each image, or none at all.")

@@ -68,7 +68,7 @@ def _built(self, key):
     if key == "twin": return self.given
     config = self.given.config
     def make():
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(0)
             net = create_model(config["name"], config["in_channels"], config["num_classes"], **{**config["overrides"], "kernel_sizes": key})
         net.preprocess = self.given.preprocess

@@ -330,11 +330,12 @@ class TrainingLab(Lab):
         size=None, # longer side in pixels to which the images are brought; None: their own, and 64 for phantoms
         networks=None, # name -> function without arguments that makes a network; None: those of `list_models()`
         epochs=20, # at the start
-        **settings, # of `fit`: recipe, seed, device, and fields of the recipe
+        **settings, # of `fit`: recipe (its name), seed, device, and fields of the recipe
     ):
         self.data, self.out = _sets(train, valid, size), out
         self.networks = networks or {name: functools.partial(_fitting, name, self.data[0]) for name in list_models()}
         self.recipe_name, self.seed, self.device = (settings.pop(k, d) for k, d in (("recipe", "fast"), ("seed", 41), ("device", None)))
+        if not isinstance(self.recipe_name, str): raise TypeError("TrainingLab takes a recipe by its name, and changed fields beside it: recipe='fast', ema=0.9.")
         self.training, self.previous, self.settings, self._closed = None, None, {"validate_every": 1, **settings}, False
         self._pen, self._pace, self._line_pace = threading.RLock(), _Pace(), _Pace(least=0.2)
         self.examples = _examples(self.data[1] or self.data[0])
@@ -422,7 +423,7 @@ def _begin(self, resume):
     "A new network and a new training."
     state = self.state
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.default_generator.manual_seed(state["seed"])
             network = self.networks[state["variant"]]()
         new = Training(network, *self.data, self._watch, recipe=self._recipe(state), seed=state["seed"], device=self.device, out=self.out, resume=resume)
@@ -530,7 +531,7 @@ TrainingLab._view = _view
 
 # %% ../../nbs/43_training_lab.ipynb #85ab0930
 def _lab_draw(self, figure, **state):
-    "The five panels in an empty figure."
+    "The seven panels in an empty figure."
     with self._pen: self._styled(lambda: _fill(_build(figure), self._view(**state)))
 
 def _styled(self, action):
