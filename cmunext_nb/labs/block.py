@@ -568,9 +568,10 @@ BlockLab.refresh, BlockLab._played, BlockLab._opened, BlockLab.forget = _refresh
 
 # %% ../../nbs/40_block_lab.ipynb #a9a6c05b
 def _put(self, **values):
-    "Move controls by name: first those that say how far the sliders of the place go."
-    place = {name: values.pop(name) for name in ("channel", "row", "column") if name in values}
-    if values or not place: Lab.put(self, **values)
-    return Lab.put(self, **place) if place else self
+    "Move controls by name; a place beyond a slider's end comes last, when the others have said how far it goes."
+    beyond = lambda name, value: name in ("channel", "row", "column") and isinstance(value, (int, np.integer)) and value > self.controls[name].max
+    far = {name: value for name, value in values.items() if beyond(name, value)}
+    Lab.put(self, **{name: value for name, value in values.items() if name not in far})
+    return Lab.put(self, **far) if far else self
 
 BlockLab.put = _put
