@@ -128,20 +128,19 @@ def timed(nets, x, seconds, least, calls=3, warm=2):
 
 
 def operations(path, x, threads):
-    "Milliseconds of each kind of operation in OpenVINO, float32, prepared for this shape, and of the slowest single layers."
+    "Milliseconds of each kind of operation in OpenVINO, float32, prepared for this shape, and of the slowest single layers; medians of 40 calls."
     import openvino as ov
     source = ov.Core().read_model(str(path))
     source.reshape(list(x.shape))
     net = ov.Core().compile_model(source, "CPU", dict(PERF_COUNT=True, INFERENCE_NUM_THREADS=threads, PERFORMANCE_HINT="LATENCY", INFERENCE_PRECISION_HINT="f32"))
-    request, kinds, layers = net.create_infer_request(), {}, {}
-    for i in range(12):
+    request, taken, kinds, layers = net.create_infer_request(), {}, {}, {}
+    for i in range(45):
         request.infer(x.numpy())
-        if i < 2: continue
-        for node in request.get_profiling_info():
-            taken = node.real_time.total_seconds() * 100  # milliseconds of one of ten calls
-            if not taken: continue
-            kinds[node.node_type] = kinds.get(node.node_type, 0) + taken
-            layers[node.node_name] = layers.get(node.node_name, 0) + taken
+        for node in request.get_profiling_info() if i >= 5 else ():
+            taken.setdefault((node.node_name, node.node_type), []).append(1000 * node.real_time.total_seconds())
+    for (name, kind), times in taken.items():
+        layers[name] = statistics.median(times)
+        kinds[kind] = kinds.get(kind, 0) + layers[name]
     top = lambda table, n: {k: round(v, 2) for k, v in sorted(table.items(), key=lambda item: -item[1])[:n]}
     return dict(engine="openvino_float32", kinds_ms=top(kinds, 10), layers_ms=top(layers, 8))
 

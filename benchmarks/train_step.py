@@ -43,7 +43,7 @@ def plain_step(model, x, masks, loss_fn, optimizer):
 def ways_of(name, args):
     "The run of `fit`, and its step, the plain one, and that of `fit` with torch's own norms."
     data = blobs(args.batch_size, args.size)
-    run = start_run(create_model(name), data, recipe=get_recipe(args.recipe, batch_size=args.batch_size, sizes=None), device="cpu")
+    run = start_run(create_model(name), data, recipe=get_recipe(args.recipe, batch_size=args.batch_size, sizes=None, **dict(amp=args.amp) if args.amp else {}), device="cpu")
     run.model.train()
     model, index = create_model(name).train(), _batches(run)[0]
     x, masks = preprocess(to_channels(data[0], 3)), data[1].float()

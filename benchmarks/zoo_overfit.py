@@ -2,7 +2,7 @@
 
 The cheapest proof that a network, the loss and the optimiser fit together: eight synthetic scans, trained and measured on the same eight,
 without augmentation, until the mean IoU of the images exceeds 0.92 or the epochs are over. It says nothing about unseen images. Networks are
-done one after the other, the lightest first; the JSON is written after each, so that a run can be cut short and goes on. Times belong to the machine.
+done one after the other, the lightest first; the JSON is written after each, so that a run can be cut short and goes on: networks that FILE has already are left out. Times belong to the machine.
 """
 import argparse, json, time
 from pathlib import Path
@@ -39,6 +39,7 @@ def main():
     args = parser.parse_args()
     result = dict(machine=machine(), size=args.size, scans=8, models={})
     if args.out.exists() and (old := json.loads(args.out.read_text()))["size"] == args.size: result["models"] = old["models"]  # go on
+    if done := [n for n in args.models if n in result["models"]]: print(f"already in {args.out}: {', '.join(done)}; give another --out to measure them again")
     for name in [n for n in args.models if n not in result["models"]]:
         result["models"][name] = overfit(name, args)
         print(name, result["models"][name], flush=True)

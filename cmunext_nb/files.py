@@ -228,7 +228,7 @@ def unzip(
                     raise ValueError(f"{archive} holds {name!r}, which would land outside {folder}. Nothing was unpacked; do not trust it.")
             z.extractall(temp)
         return temp.rename(folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as e: raise ValueError(f"{archive} is not a whole zip archive ({e}). Download it again.") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as e: raise ValueError(f"{archive} is not a whole zip archive ({e}). Download it again.") from None
     finally: shutil.rmtree(temp, ignore_errors=True)
 
 # %% ../nbs/08_files.ipynb #b61fd51e

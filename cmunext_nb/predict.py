@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from .files import read_image, read_mask
 from .metrics import mask_counts, reduce_counts
-from .weights import atomic_write, preprocess as _preprocess, to_channels
+from .weights import _unwrapped, atomic_write, preprocess as _preprocess, to_channels
 
 # %% ../nbs/16_predict.ipynb #37c1c66f
 def resize(images: torch.Tensor, # float (N, C, H, W)
@@ -32,10 +32,11 @@ def resize(images: torch.Tensor, # float (N, C, H, W)
 
 # %% ../nbs/16_predict.ipynb #95c245de
 def _core(model):
-    "The network inside DataParallel and its kin, where preprocess and config live: the only child of one that has no weights itself."
-    inner = getattr(model, "module", None)
-    alone = isinstance(inner, nn.Module) and isinstance(model, nn.Module) and list(model.children()) == [inner]
-    return inner if alone and not list(model.parameters(recurse=False)) else model
+    "The network inside a wrapper, where preprocess and config live: torch's own, or one without either whose only child is called `module`."
+    if not isinstance(model, nn.Module): return model
+    model = _unwrapped(model)
+    alone = [name for name, _ in model.named_children()] == ["module"] and not hasattr(model, "preprocess") and not hasattr(model, "config")
+    return model.module if alone else model
 
 def network_channels(
     model, # a network, or a callable with `config` or without

@@ -251,7 +251,7 @@ def _travel(model, layer, size, axis, local):
     x = numbers.to(device).expand(2, network_channels(model), *size).as_subclass(run)
     with untouched(model), torch.no_grad(): out = run_to(model, layer, x)
     if isinstance(out, torch.Tensor) and not out.is_floating_point():
-        raise ValueError(f"This layer gives {str(out.dtype)[6:]}, as an argmax or a comparison does, through which no field can be followed: choose the layer before.")
+        raise ValueError(f"On the way to this layer the numbers become {str(out.dtype)[6:]}, as by an argmax or a comparison, through which no field can be followed: choose a layer before that.")
     if not isinstance(out, Reach): raise ValueError("The numbers got lost on the way: part of this network is TorchScript, NumPy or a tensor made anew.")
     out = out.as_subclass(torch.Tensor).cpu()
     if out.ndim != 4: raise ValueError(f"This layer gives shape {tuple(out.shape)}, not maps (N, C, H, W), so its numbers have no place: choose another one.")

@@ -212,8 +212,8 @@ def _plain(value):
     return f"code:{getattr(value, '__name__', value)}" if callable(value) else value
 
 def _unwrapped(model):
-    "The network inside DataParallel, DistributedDataParallel and compile; a part of its own that is called `module` is none of them."
-    wrappers = torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel
+    "The network inside torch's wrappers (several devices, averaged weights, compile); a part of its own that is called `module` is none of them."
+    wrappers = torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel
     while isinstance(model, wrappers) or hasattr(model, "_orig_mod"): model = model.module if isinstance(model, wrappers) else model._orig_mod
     return model
 

@@ -289,7 +289,7 @@ def test_damaged_archive(tmp_path):
 
 
 def test_unzip_of_turned_bytes(tmp_path):
-    "Wherever the damage lies it is a ValueError, and nothing is left."
+    "Wherever in the compressed data the damage lies it is a ValueError, and nothing is left."
     import zipfile
     with zipfile.ZipFile(tmp_path / "whole.zip", "w", zipfile.ZIP_DEFLATED) as z: z.writestr("a.txt", " ".join(map(str, range(3000))))
     whole = (tmp_path / "whole.zip").read_bytes()

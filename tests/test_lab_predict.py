@@ -124,7 +124,7 @@ def test_names_cannot_break_out_of_the_link(lab):
     assert "<script>" not in lab.link.value
 
 
-@pytest.mark.parametrize("images", [lambda i: i, lambda i: list(i), lambda i: [i[0, 0].numpy(), i[1, 0, :50].numpy()], lambda i: load_dataset("phantom", size=48)[1]])
+@pytest.mark.parametrize("images", [lambda i: i, lambda i: list(i), lambda i: i[:2, 0], lambda i: i[:2, 0].numpy(), lambda i: [i[0, 0].numpy(), i[1, 0, :50].numpy()], lambda i: load_dataset("phantom", size=48)[1]])
 def test_images_of_any_kind(images, scans):
     lab = PredictLab(images=images(scans[0]), predict_size=48)
     assert "Not possible" not in lab.sentence.value and len(lab.scans) > 1

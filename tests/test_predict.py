@@ -10,7 +10,7 @@ from torch import nn
 from cmunext_nb.data import SegmentationData
 from cmunext_nb.files import read_mask
 from cmunext_nb.model import create_model
-from cmunext_nb.predict import Prediction, average_views, network_channels, predict, resize, turn, view_sizes, views
+from cmunext_nb.predict import Prediction, _core, average_views, network_channels, predict, resize, turn, view_sizes, views
 from cmunext_nb.train import evaluate
 from cmunext_nb.weights import preprocess
 
@@ -236,6 +236,11 @@ def test_wrapped_networks():
     model = tiny(in_channels=1)
     model.preprocess = "unit"
     assert network_channels(Wrapper(model)) == 1
+    for wrapped in (nn.DataParallel(model), torch.compile(nn.DataParallel(model)), torch.optim.swa_utils.AveragedModel(model), Wrapper(model)):
+        assert _core(wrapped).preprocess == "unit"
+    own = Wrapper(tiny())
+    own.preprocess = "upstream"
+    assert _core(own) is own  # it says itself how its images are prepared
     assert np.array_equal(predict(Wrapper(model), GREY, size=32).probability, predict(model, GREY, size=32).probability)
 
 

@@ -350,4 +350,4 @@ def test_a_decision_is_no_map():
     class Own(nn.Module):
         def __init__(self): super().__init__(); self.conv = nn.Conv2d(3, 2, 3, padding=1)
         def forward(self, x): return self.conv(x).argmax(1, keepdim=True)
-    with pytest.raises(ValueError, match="int64, as an argmax"): receptive_fields(Own(), image_size=32)
+    with pytest.raises(ValueError, match="become int64, as by an argmax"): receptive_fields(Own(), image_size=32)

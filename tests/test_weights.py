@@ -344,5 +344,5 @@ def test_a_part_called_module_is_no_wrapper(net, tmp_path):
         def __init__(self): super().__init__(); self.module, self.head = torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 1, 1)
     names = set(Own().state_dict())
     assert set(load_file(save_weights(Own(), tmp_path / "own.safetensors"))) == names
-    for wrapped in (torch.nn.DataParallel(net), torch.compile(net), torch.compile(torch.nn.DataParallel(net))):
+    for wrapped in (torch.nn.DataParallel(net), torch.compile(net), torch.compile(torch.nn.DataParallel(net)), torch.optim.swa_utils.AveragedModel(net)):
         assert set(load_file(save_weights(wrapped, tmp_path / "net.safetensors"))) == set(net.state_dict())

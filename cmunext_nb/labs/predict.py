@@ -31,7 +31,7 @@ class PredictLab(Lab):
     ):
         if images is None: images, masks = make_phantom(6, size=256, seed=21)
         if masks is None and hasattr(images, "masks"): masks = images.masks
-        if _is_single(images) and not isinstance(images, tuple): images, masks = [images], masks if masks is None or isinstance(masks, (list, tuple)) else [masks]
+        if _is_one(images): images, masks = [images], masks if masks is None or isinstance(masks, (list, tuple)) else [masks]
         self.model = create_model("cmunext_s", pretrained="phantom").eval() if model is None else model
         self.scans, self.predict_size, self._answers, self._measured = _scans(images, masks), predict_size, {}, (None,) * 4
         controls = dict(scan=choice("Image", [(s["name"], i) for i, s in enumerate(self.scans)]), threshold=slider("Threshold", 0.5, 0.0, 1.0, 0.01),
@@ -42,6 +42,12 @@ class PredictLab(Lab):
         self._look_ahead()
 
 # %% ../../nbs/44_predict_lab.ipynb #81395680
+def _is_one(images):
+    "One image: a path, a PIL image, an array (H, W), (H, W, C) or (C, H, W); no tuple, and no stack (N, H, W) or row of paths."
+    shape = tuple(getattr(images, "shape", ()))
+    stack = len(shape) == 1 or len(shape) == 3 and not {shape[0], shape[-1]} & {1, 3, 4}
+    return _is_single(images) and not isinstance(images, tuple) and not stack
+
 def _scans(images, masks):
     "Images and true masks as a list of dicts with a name, an image and a mask or None."
     data = getattr(images, "images", images)

@@ -148,7 +148,7 @@ class MedT(nn.Module):
         in_channels: int = 3, # channels of the images
         num_classes: int = 1, # channels of the logits
         image_size: int = 256, # side in pixels for which position tables are made; stretched for others
-        patch: int = 32, # side of a patch in pixels, 32 as in Table 2; None: a fourth of the image, so that the patches cover it
+        patch: int = 32, # side of a patch in pixels, 32 as in Table 2; None: the image's side over `grid`, so that the patches cover it
         grid: int = 4, # at most so many patches along each side
     ):
         super().__init__()

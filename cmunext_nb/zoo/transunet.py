@@ -17,7 +17,7 @@ from ..model import _recording, _whole, check_input
 
 # %% ../../nbs/zoo/transunet.ipynb #030aa395
 class ResNetSkips(nn.Module):
-    "ResNet-50 without its last stage: images (N, in_channels, H, W) to the map (N, 1024, H/16, W/16) and skips of 64, 256 and 512 channels at H/2, H/4, H/8."
+    "ResNet-50 with the blocks of its last stage in the third: images (N, in_channels, H, W) to the map (N, 1024, H/16, W/16) and skips of 64, 256 and 512 channels at H/2, H/4, H/8."
     def __init__(self,
         in_channels: int = 3, # channels of the images
         depths: tuple = (3, 4, 9), # blocks of each stage

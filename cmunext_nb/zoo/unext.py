@@ -16,7 +16,7 @@ from ..upsample import _cut
 def shift(
     x: torch.Tensor, # map (N, C, H, W)
     axis: int, # 2: along the height, 3: along the width
-    reach: int = 2, # pixels by which the outermost groups move; there are 2 * reach + 1 groups
+    reach: int = 2, # pixels by which the outermost groups move; there are 2 * reach + 1 groups, of few channels fewer (16 make four)
 ) -> torch.Tensor: # of the same shape
     "Move groups of channels by -reach to +reach pixels along one axis; zeros come in."
     size, pad = x.shape[axis], (0, 0, reach, reach) if axis == 2 else (reach, reach)
