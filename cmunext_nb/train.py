@@ -915,7 +915,7 @@ def _report(history, model, valid, a):
     models = dict(last=model, best=load_weights(Path(a.out) / "best.safetensors"))
     for name, m in models.items():
         report[name] = evaluate(m, valid)
-        if a.data == "busi" and any(" (" in n for n in valid.names): report[name + "_clean"] = evaluate(m, clean_subset(valid, "busi"))
+        if a.data == "busi" == valid.meta.get("dataset"): report[name + "_clean"] = evaluate(m, clean_subset(valid, "busi"))
     with atomic_write(Path(a.out) / "report.json") as f: f.write(json.dumps(report, indent=2).encode())
     scores = [f"{k}: IoU {100 * v['iou']:.2f}, F1 {100 * v['f1']:.2f} (n = {v['n']})" for k, v in report.items() if isinstance(v, dict)]
     return "\n".join(scores)

@@ -519,3 +519,12 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
 def test_the_module_runs():
     done = subprocess.run([sys.executable, "-m", "cmunext_nb.train", "--help"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "--recipe" in done.stdout and "Warning" not in done.stderr
+
+
+def test_a_copy_without_busi_s_names_has_no_clean_subset(tmp_path, monkeypatch):
+    "Where BUSI is not, `load_dataset` takes MedSegBench's copy, which no curated list fits."
+    from cmunext_nb import data
+    copy = data.SegmentationData(*blobs(4), [f"val_{i:04d}" for i in range(4)], dict(dataset="medsegbench_busi"))
+    monkeypatch.setattr(data, "load_dataset", lambda *args, **options: (copy, copy))
+    main(["--data", "busi", "--size", "32", "--epochs", "1", "--out", str(tmp_path), "--device", "cpu"])
+    assert set(json.loads((tmp_path / "report.json").read_text())) >= {"last", "best"} and "last_clean" not in (tmp_path / "report.json").read_text()
