@@ -122,6 +122,22 @@ def test_an_empty_region_is_said_and_the_picture_stays(model):
     assert "Not possible" in lab.sentence.value and "true mask has no pixel" in lab.sentence.value and lab.picture.value == before
 
 
+@pytest.mark.parametrize("region, why", [("predicted", "the highest is"), ("true", "true mask has no pixel"), ("fp", "no false positives"), ("fn", "no false negatives")])
+def test_an_empty_region_leads_to_what_the_lab_has(model, region, why):
+    "`find_region` offers a threshold and a mask, which a call can give and a menu cannot."
+    dark = GradCAMLab(model, torch.full((1, 1, 64, 64), 9, dtype=torch.uint8), torch.zeros(1, 1, 64, 64), size=64).put(region="pixel").put(region=region)
+    said = dark.sentence.value
+    assert "Not possible" in said and why in said and "Choose another region, a single pixel by its row and column, or another image" in said, said
+    assert not any(word in said for word in ("Lower the", "give one pixel", "Try '")) and "no part of the lab; `seg_cam` takes both" in said
+    for name in ("region", "row", "column", "scan"): assert name in dark.controls
+
+
+@pytest.mark.parametrize("region", ["true", "fp", "fn"])
+def test_a_question_without_its_true_mask_leads_to_what_the_lab_has(model, scans, region):
+    said = GradCAMLab(model, scans[0], size=64).put(region=region).sentence.value
+    assert "Not possible" in said and "without a true mask" in said and "GradCAMLab(model, images, masks)" in said and "mask=..." not in said
+
+
 def deeplab():
     from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
     torch.manual_seed(0)

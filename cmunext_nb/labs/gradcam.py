@@ -88,13 +88,25 @@ def _explain(self, model, look, scan, layer, method, where, question):
     raw = _raw_map(method, model, as_images(model, self.pixels[scan])[1], layer, a, g, where)
     return CAM(stretch(raw, self.shape).numpy(), raw.numpy(), where, layer, method, self.pixels[scan].numpy(), logits.detach().sigmoid().cpu().numpy(), question)
 
+# %% ../../nbs/42_gradcam_lab.ipynb #11e8e7ef
+_HERE = "Choose another region, a single pixel by its row and column, or another image."
+
+def _asked(region, probability, truth):
+    "`find_region`, whose advice is what this lab's menus can do."
+    if truth is None and region in ("true", "fp", "fn"):
+        raise ValueError(f"This image came without a true mask. {_HERE} True masks are given as `GradCAMLab(model, images, masks)`.")
+    try: return find_region(region, probability, truth)
+    except ValueError as error:
+        why = str(error).partition(". ")[0]
+        raise ValueError(f"{why}. {_HERE} A lower threshold and a mask of your own are no part of the lab; `seg_cam` takes both.") from None
+
 # %% ../../nbs/42_gradcam_lab.ipynb #d7bb633c
 def _both(self, scan, layer, method, region, row, column, **_):
     "The network's map and its twin's, for the same pixels."
     def make():
         looks = self._looks(scan)
         probability = looks[0][0].detach().sigmoid().cpu().numpy()
-        where, question = find_region((row, column) if region == "pixel" else region, probability, self.masks[scan])
+        where, question = _asked((row, column) if region == "pixel" else region, probability, self.masks[scan])
         return tuple(self._explain(m, look, scan, layer, method, where, question) for m, look in zip((self.model, self.twin), looks))
     place = (row, column) if region == "pixel" else None  # the sliders matter for a pixel alone
     return _recent(self._answers, (_version(self.model), scan, layer, method, region, place), make, 24)
