@@ -30,21 +30,25 @@ def _rule(*names):
 
 # %% ../nbs/20_receptive_field.ipynb #5c02ef57
 _MOVES = set("""__get__ __getitem__ __setitem__ __len__ __bool__ __repr__ __format__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ all any allclose
-    as_subclass atleast_1d broadcast_to chunk channel_shuffle clone contiguous detach dim diagonal element_size empty_like eq expand expand_as flatten
-    flip full_like gather ge gt index_select is_complex is_contiguous is_floating_point isfinite isinf isnan item le lt moveaxis movedim narrow ndimension ne
+    as_subclass atleast_1d broadcast_tensors broadcast_to chunk channel_shuffle clone contiguous detach dim diagonal dsplit element_size empty_like eq expand expand_as flatten
+    flip full_like gather ge gt hsplit index_select is_complex is_contiguous is_floating_point isfinite isinf isnan item le lt moveaxis movedim narrow ndimension ne
     new_empty new_full new_ones new_zeros nonzero numel ones_like permute pixel_shuffle pixel_unshuffle repeat repeat_interleave requires_grad
     reshape reshape_as roll rot90 select size split stack split_with_sizes squeeze storage_offset stride swapaxes swapdims t take_along_dim tensor_split tile
-    tolist transpose unbind unflatten unfold unsqueeze view view_as zeros_like""".split())
+    tolist transpose unbind unflatten unfold unsqueeze view view_as vsplit zeros_like""".split())
 
 # %% ../nbs/20_receptive_field.ipynb #646c2756
-def _unknown(function, run, *args, **kwargs):
-    "A function without a rule: its floats are taken to see everything."
-    out, name = function(*args, **kwargs), getattr(function, "__name__", "?")
+def _blind(out, run, name):
+    "Floats that are taken to see everything, also those in the tuple that a sort or a GRU gives."
+    if isinstance(out, (tuple, list)): return type(out)([_blind(o, run, name) for o in out])
     if not isinstance(out, torch.Tensor) or not out.is_floating_point(): return out
     run.through.add(f"{name}, which has no rule here")
     return torch.full_like(out, math.inf)
 
+def _unknown(function, run, *args, **kwargs): return _blind(function(*args, **kwargs), run, getattr(function, "__name__", "?"))
+
 # %% ../nbs/20_receptive_field.ipynb #39b596eb
+_NUMPY = dict(axis="dim", keepdims="keepdim")
+
 class Reach(torch.Tensor):
     "Numbers of rows (or columns) that travel through a network in the place of an image; each function keeps the largest that it sees."
     @classmethod
@@ -52,6 +56,7 @@ class Reach(torch.Tensor):
         name = getattr(func, "__name__", "?")
         name = name if name.startswith("__") else name.rstrip("_")  # relu_ follows the rule of relu
         rule = _RULES.get(name) or (None if name in _MOVES else partial(_unknown, func))
+        if name in _RULES: kwargs = {_NUMPY.get(k, k): v for k, v in (kwargs or {}).items()}
         return super().__torch_function__(func if rule is None else partial(rule, cls), types, args, kwargs or {})
 
 # %% ../nbs/20_receptive_field.ipynb #08ade1b0
@@ -127,7 +132,7 @@ def _conv_transpose(run, input, weight, bias=None, stride=1, padding=0, output_p
 # %% ../nbs/20_receptive_field.ipynb #8f5c81df
 def _one(x): return x[:, :1] if x.stride(1) == 0 else x
 
-@_rule("max_pool1d max_pool2d max_pool3d")
+@_rule("max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices")
 def _max_pool(run, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
     y = _largest(run, _one(input), kernel_size, stride or kernel_size, padding, dilation, ceil_mode).expand(-1, input.shape[1], *(-1,) * (input.ndim - 2))
     return (y, torch.zeros_like(y, dtype=torch.long)) if return_indices else y
@@ -157,19 +162,30 @@ def _adaptive_pool(run, input, output_size, return_indices=False):
     return _everything(run, y, "pooling of the whole map") if few else y
 
 # %% ../nbs/20_receptive_field.ipynb #ca22cd43
-@_rule("amax amin mean norm prod std sum var logsumexp linalg_vector_norm vector_norm")
+@_rule("amax amin logsumexp mean nanmean nansum prod sum")
 def _reduce(run, input, dim=None, keepdim=False, **options):
-    dims = [d % input.ndim for d in _many(range(input.ndim) if dim is None else dim, 1)]
+    dims = [d % input.ndim for d in _many(() if dim is None else dim, 1) or range(input.ndim)]
     y = input.amax(tuple(dims), keepdim)
     return _everything(run, y, "pooling of the whole map") if input.ndim == 4 and len(dims) > 1 else y
 
-@_rule("max min")
+@_rule("max median min nanmedian")
 def _extreme(run, input, *args, **kwargs):
     "Of two tensors, along one dim (with places, which are not followed), or of everything."
     dim = kwargs.get("dim", args[0] if args else None)
     if not isinstance(dim, int): return _join(run, input, *args, **kwargs) if args or kwargs else _reduce(run, input)
     y = _reduce(run, input, dim, kwargs.get("keepdim", args[1] if len(args) > 1 else False))
     return torch.return_types.max((y, torch.zeros_like(y, dtype=torch.long)))
+
+# %% ../nbs/20_receptive_field.ipynb #aad99d43
+@_rule("std var")
+def _spread(run, input, dim=None, unbiased=True, keepdim=False, **options):
+    return _reduce(run, input, None if isinstance(dim, bool) else dim, keepdim)  # a yes or no here is `unbiased`
+
+@_rule("std_mean var_mean")
+def _spread_and_mean(run, *args, **options): return (_spread(run, *args, **options),) * 2
+
+@_rule("norm linalg_norm linalg_vector_norm")
+def _norm(run, input, order=None, dim=None, keepdim=False, **options): return _reduce(run, input, dim, keepdim)
 
 # %% ../nbs/20_receptive_field.ipynb #9186ba76
 @_rule("group_norm instance_norm")

@@ -351,3 +351,54 @@ def test_a_decision_is_no_map():
         def __init__(self): super().__init__(); self.conv = nn.Conv2d(3, 2, 3, padding=1)
         def forward(self, x): return self.conv(x).argmax(1, keepdim=True)
     with pytest.raises(ValueError, match="become int64, as by an argmax"): receptive_fields(Own(), image_size=32)
+
+
+class After(nn.Module):
+    "A 3 x 3 convolution of 3 channels to 4, and then whatever somebody writes in a forward."
+    def __init__(self, then):
+        super().__init__()
+        self.conv, self.then = nn.Conv2d(3, 4, 3, padding=1), then
+    def forward(self, x): return self.then(self.conv(x))
+
+
+# Each gives the union of the channels, (N, 1, H, W), however its arguments are given.
+ALONG = {text: eval(f"lambda x: {text}") for text in (
+    "x.var(1, False, True)", "x.std(1, True, True)", "x.std(1, True)[:, None]", "torch.var(x, 1, False)[:, None]", "torch.std(x, (1,), False, True)", "x.var(1, correction=0, keepdim=True)",
+    "torch.var_mean(x, 1, False, True)[0]", "torch.std_mean(x, dim=1, keepdim=True)[1]", "x.norm(2, 1, True)", "torch.norm(x, 2, 1)[:, None]", "torch.linalg.vector_norm(x, 2, 1, True)",
+    "torch.linalg.vector_norm(x, 1, (1,))[:, None]", "torch.linalg.norm(x, 2, 1)[:, None]", "x.mean(1, True)", "x.sum((1,), True)", "x.nansum([1], True)", "x.nanmean(1)[:, None]", "x.prod(1, True)",
+    "x.amax((1,), True)", "x.logsumexp(1, True)", "x.max(1, True)[0]", "x.min(1, True).values", "x.median(1, True)[0]", "x.mean(axis=1, keepdims=True)", "x.var(axis=1, keepdims=True)", "x.max(axis=1).values[:, None]",
+    "torch.cat((x, x), axis=1)[:, :1]", "F.normalize(x, 2.0, 1)[:, :1]", "F.softmax(x, 1)[:, :1]", "x.softmax(-3)[:, :1]", "F.max_pool2d(x, 1, 1, 0, 1, False, True)[0][:, :1]", "torch.broadcast_tensors(x, x)[0][:, :1]")}
+
+
+@pytest.mark.parametrize("text", ALONG)
+def test_arguments_by_place_and_by_name(text):
+    model = After(ALONG[text])
+    with torch.no_grad(): assert model(torch.rand(2, 3, 20, 24)).shape == (2, 1, 20, 24), "the expression itself"
+    fields = receptive_fields(model, image_size=(20, 24))
+    assert fields.map_size == (20, 24) and set(fields.heights.tolist()) == set(fields.widths.tolist()) == {3.0} and fields.at((7, 9)).unclipped == (6, 8, 9, 11)
+
+
+@pytest.mark.parametrize("text", ["x + x.mean()", "x + x.sum()", "x + x.amax()", "x + x.max()", "x + x.norm()", "x + x.var()", "x + x.std(False)", "x + x.var(True)", "x + x.mean([])", "x + x.var(None, False, True)", "x + torch.linalg.vector_norm(x, 2)",
+                                  "x + x.std((2, 3), False, True)"])
+def test_statistics_of_all_numbers_see_the_whole_map(text):
+    model = After(eval(f"lambda x: {text}"))
+    field = receptive_field(model, image_size=32)
+    assert field.unbounded and field.through == ("pooling of the whole map",) and receptive_field(model, image_size=32, local=True).height == 3
+
+
+@pytest.mark.parametrize("text, name", [("x.sort(2)[0]", "sort"), ("x.topk(2, 2).values", "topk"), ("x.cummax(2)[0]", "cummax"), ("x.kthvalue(1, 2, True)[0]", "kthvalue")])
+def test_a_tuple_that_is_not_understood_claims_too_much_and_is_named(text, name):
+    field = receptive_field(After(eval(f"lambda x: {text}")), image_size=32)
+    assert field.unbounded and name in str(field)
+
+
+def test_a_recurrent_layer_sees_its_whole_row():
+    class Scanned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.scan = nn.Conv2d(3, 4, 3, padding=1), nn.GRU(4, 4, batch_first=True)
+        def forward(self, x):
+            n, c, h, w = (x := self.conv(x)).shape
+            return self.scan(x.permute(0, 2, 3, 1).reshape(n * h, w, c))[0].reshape(n, h, w, c).permute(0, 3, 1, 2)
+    field = receptive_field(Scanned(), image_size=32)
+    assert field.unbounded and "gru" in str(field)
