@@ -49,26 +49,33 @@ def _unknown(function, run, *args, **kwargs): return _blind(function(*args, **kw
 # %% ../nbs/20_receptive_field.ipynb #39b596eb
 _NUMPY = dict(axis="dim", keepdims="keepdim")
 
+def _seen(value):
+    "What a mask was made of, also within a tuple or list; anything else as it is."
+    return type(value)(map(_seen, value)) if type(value) in (tuple, list) else getattr(value, "seen", value)
+
 class Reach(torch.Tensor):
     "Numbers of rows (or columns) that travel through a network in the place of an image; each function keeps the largest that it sees."
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         name = getattr(func, "__name__", "?")
         name = name if name.startswith("__") else name.rstrip("_")  # relu_ follows the rule of relu
-        rule = _RULES.get(name) or (None if name in _MOVES else partial(_unknown, func))
-        if name in _RULES: kwargs = {_NUMPY.get(k, k): v for k, v in (kwargs or {}).items()}
-        return super().__torch_function__(func if rule is None else partial(rule, cls), types, args, kwargs or {})
+        call, seen, kwargs = super().__torch_function__, _seen(args), {_NUMPY.get(k, k): v for k, v in (kwargs or {}).items()}
+        if name in _RULES: return call(partial(_RULES[name], cls), types, seen, {k: _seen(v) for k, v in kwargs.items()})
+        out = call(func if name in _MOVES else partial(_unknown, func, cls), types, args, kwargs)
+        if isinstance(out, cls) and out.dtype == torch.bool and out.ndim:
+            out.seen = call(partial(_MASKS[name], cls) if name in _MASKS else func, types, seen, kwargs)
+        return out
 
 # %% ../nbs/20_receptive_field.ipynb #08ade1b0
 @_rule("""abs alpha_dropout batch_norm bfloat16 celu clamp clamp_max clamp_min clip cos double dropout dropout1d dropout2d dropout3d elu erf exp
-    feature_alpha_dropout feature_dropout float gelu half hardshrink hardsigmoid hardswish hardtanh leaky_relu log log1p log2 logsigmoid masked_fill mish neg __neg__
+    feature_alpha_dropout feature_dropout float gelu half hardshrink hardsigmoid hardswish hardtanh leaky_relu log log1p log2 logsigmoid mish neg __neg__
     nan_to_num prelu reciprocal relu relu6 round rrelu rsqrt selu sigmoid silu sin softplus softshrink softsign sqrt square tanh tanhshrink threshold to type type_as""")
 def _same(run, *args, **kwargs):
     "Number for number: the field stays as it is."
     return next(a for a in (*args, *kwargs.values()) if isinstance(a, Reach))
 
 # %% ../nbs/20_receptive_field.ipynb #465e0c03
-@_rule("""add addcmul atan2 div divide lerp maximum minimum mul multiply pow rsub sub subtract true_divide where
+@_rule("""add addcmul atan2 div divide lerp masked_fill maximum minimum mul multiply pow rsub sub subtract true_divide where
     __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __mul__ __rmul__ __imul__ __truediv__ __rtruediv__ __rdiv__ __itruediv__ __pow__ __rpow__""")
 def _join(run, *args, **kwargs):
     "A sum, a product, a choice of several tensors: the union of their fields. Weights and constants see nothing."
@@ -186,6 +193,10 @@ def _spread_and_mean(run, *args, **options): return (_spread(run, *args, **optio
 
 @_rule("norm linalg_norm linalg_vector_norm")
 def _norm(run, input, order=None, dim=None, keepdim=False, **options): return _reduce(run, input, dim, keepdim)
+
+# %% ../nbs/20_receptive_field.ipynb #651afa08
+_MASKS = dict.fromkeys("""__eq__ __ne__ __lt__ __le__ __gt__ __ge__ eq ne lt le gt ge isfinite isinf isnan bool __invert__ __and__ __or__ __xor__ __iand__ __ior__ __ixor__
+    __rand__ __ror__ __rxor__ bitwise_and bitwise_not bitwise_or bitwise_xor logical_and logical_not logical_or logical_xor""".split(), _join) | dict(all=_reduce, any=_reduce)
 
 # %% ../nbs/20_receptive_field.ipynb #9186ba76
 @_rule("group_norm instance_norm")

@@ -402,3 +402,39 @@ def test_a_recurrent_layer_sees_its_whole_row():
             return self.scan(x.permute(0, 2, 3, 1).reshape(n * h, w, c))[0].reshape(n, h, w, c).permute(0, 3, 1, 2)
     field = receptive_field(Scanned(), image_size=32)
     assert field.unbounded and "gru" in str(field)
+
+
+# Each puts a mask to use that was made of x, and nothing else of it.
+MASKED = {text: eval(f"lambda x: {text}") for text in (
+    "(x > 0).float()", "(x > 0) * 1.0", "2.0 * x.gt(0)", "(0 < x).to(x.dtype)", "(x >= 0).type_as(torch.rand(1))", "torch.where(x > 0, 1.0, 0.0)", "(~(x > 0)).float()", "((x > 0) & (x < 1)).float()",
+    "((x > 0) | torch.ones(x.shape).bool()).float()", "torch.logical_xor(x > 0, x < 1).float()", "x.bool().float()", "(x > 0)[:, :1].flip(1).float()", "(x > 0).unsqueeze(1).float().mean(1)", "(x > 0).float().mean(1, True)",
+    "(x > 0).sum(1, True).float()", "(x > 0).any(1, keepdim=True).float()", "torch.all(x > 0, axis=1, keepdims=True).float()", "(x == x.amax(1, True)).float()", "torch.ones(x.shape).masked_fill(x > 3, 0.0)",
+    "torch.cat([x > 0, x < 0], 1).float()", "F.max_pool2d((x > 0).float(), 1)", "x.isnan().float()", "torch.zeros(x.shape) + (x != 0)")}
+
+
+@pytest.mark.parametrize("text", MASKED)
+def test_a_mask_is_followed_to_what_it_was_made_of(text):
+    field = receptive_field(After(MASKED[text]), image_size=32)
+    assert (field.height, field.width, field.through) == (3, 3, ())
+
+
+def test_a_mask_of_two_maps_sees_what_both_see():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.near, self.far, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 3, padding=4, dilation=4), nn.Conv2d(4, 1, 3, padding=1)
+        def forward(self, x):
+            if not torch.isfinite(x).all() or (x < -1).any(): raise ValueError("a check, as some networks have it")
+            return self.head(self.near(x) * (self.near(x) > self.far(x)).float())
+    field = receptive_field(Gated(), image_size=64)
+    assert (field.height, field.width, field.through) == (11, 11, ())
+
+
+def test_a_mask_of_the_whole_map_is_global():
+    model = After(lambda x: x * (x > x.mean((2, 3), keepdim=True)))
+    field = receptive_field(model, image_size=32)
+    assert field.unbounded and "whole map" in str(field) and receptive_field(model, image_size=32, local=True).height == 3
+
+
+def test_a_mask_alone_has_no_field():
+    with pytest.raises(ValueError, match="become bool"): receptive_field(After(lambda x: x > 0), image_size=32)
