@@ -84,7 +84,7 @@ def read_image(
 
 # %% ../nbs/08_files.ipynb #fac96be0
 def _binary(pixels, name, lossy):
-    "Grey pixels (H, W) of a mask as 0/1; `ValueError` where they show more than two clear levels."
+    "Grey pixels (H, W) of a mask as 0/1; `ValueError` where they show more than two clear levels. `lossy` names a format that mixes levels, or is None."
     counts = np.bincount(pixels.ravel(), minlength=256)
     levels = np.flatnonzero(counts)
     low, high = int(levels[0]), int(levels[-1])
@@ -99,31 +99,30 @@ def _binary(pixels, name, lossy):
         middle = np.where(distance >= max(1, (high - low) // 7), counts, 0)
         peak = np.convolve(middle, np.ones(9)).max()
         if middle.sum() > 0.25 * pixels.size or (peak > max(16, 0.005 * pixels.size) and peak > 0.4 * middle.sum()):
-            raise ValueError(f"Mask {name} is not binary: {middle.sum() / pixels.size:.0%} of its pixels lie between two levels. {remedy}")
+            mixed = f" If the original has two, {lossy} has mixed them along the edges: save it as PNG, or in grey." if lossy else ""
+            raise ValueError(f"Mask {name} is not binary: {middle.sum() / pixels.size:.0%} of its pixels lie between two levels. {remedy}{mixed}")
     return (pixels > (0 if low == high else (low + high) / 2)).astype(np.uint8)
 
 # %% ../nbs/08_files.ipynb #60f74f04
 def _equally_bright(colours, counts):
-    "Do the commonest of a picture's colours (K, 3) and the one farthest from it differ clearly, but hardly in brightness?"
+    "Do the commonest of a picture's colours (K, 3) and the commonest of those far from it differ hardly in brightness?"
     ground = colours[counts.argmax()]
-    apart = abs(colours - ground)
-    other = colours[apart.sum(1).argmax()]
-    return apart.max() >= 64 and abs(other.max() - ground.max()) < 32
+    far = np.where(abs(colours - ground).max(1) >= 64, counts, 0)  # what JPEG mixes along an edge is rarer than what it mixes
+    return far.any() and abs(colours[far.argmax()].max() - ground.max()) < 32
 
 # %% ../nbs/08_files.ipynb #fecc9d10
 def read_mask(
     source, # as in `read_image`; two levels, the higher one is the lesion; JPEG and soft edges are cut at half their range
 ) -> np.ndarray: # uint8 (H, W) of 0 and 1; all zero for an empty mask
     "Read one mask. `ValueError` names a mask with more than two clear levels (a class map, an ordinary photograph)."
-    (pixels, name, kind), colours = _pixels(source), None
+    pixels, name, kind = _pixels(source)
     if pixels.ndim == 3:
         colours, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
         if 2 < len(colours) <= 8: raise ValueError(f"Mask {name} has {len(colours)} colours. A mask has two: background and lesion.")
+        if _equally_bright(colours.astype(int), counts):
+            raise ValueError(f"Mask {name} has two colours that are equally bright, so which is the lesion cannot be told. Save the lesion white on black.")
         pixels = pixels.max(2)
-    mask = _binary(pixels, name, kind in ("JPEG", "MPO", "WEBP"))
-    if colours is not None and _equally_bright(colours.astype(int), counts):
-        raise ValueError(f"Mask {name} has two colours that are equally bright, so which is the lesion cannot be told. Save the lesion white on black.")
-    return mask
+    return _binary(pixels, name, kind if kind in ("JPEG", "MPO", "WEBP") else None)
 
 # %% ../nbs/08_files.ipynb #91d10b98
 def resize_square(

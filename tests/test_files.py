@@ -309,15 +309,25 @@ def test_unzip_into_a_folder_in_use(tmp_path):
 COLOURS = [("red", "black", True), ("darkred", "black", True), ("white", "black", True), ("red", "white", False), ("white", "red", False), ("red", "blue", False), ("yellow", "blue", False)]
 
 
+@pytest.mark.parametrize("quality", [75, 95])
 @pytest.mark.parametrize("kind, lesion_in, around, told", [(kind, *colours) for kind in ("PNG", "JPEG") for colours in COLOURS] + [("PNG", "yellow", "purple", True)])
-def test_masks_in_two_colours(tmp_path, kind, lesion_in, around, told):
-    "Of two colours that are equally bright nobody knows which is the lesion; as JPEG they may fail for their edges before."
+def test_masks_in_two_colours(tmp_path, kind, lesion_in, around, told, quality):
+    "Of two colours that are equally bright nobody knows which is the lesion; as JPEG they are refused for that too, not for what JPEG mixes along the edge."
     disc = Image.fromarray(255 * lesion(64, 64)).convert("L")
     path = tmp_path / f"mask.{kind.lower()}"
-    Image.composite(Image.new("RGB", disc.size, lesion_in), Image.new("RGB", disc.size, around), disc).save(path, kind)
+    Image.composite(Image.new("RGB", disc.size, lesion_in), Image.new("RGB", disc.size, around), disc).save(path, kind, quality=quality)
     if told: assert (read_mask(path) == lesion(64, 64)).mean() > 0.97
     else:
-        with pytest.raises(ValueError, match="mask.png has two colours that are equally bright" if kind == "PNG" else "mask.jpeg"): read_mask(path)
+        with pytest.raises(ValueError, match=f"mask.{kind.lower()} has two colours that are equally bright"): read_mask(path)
+
+
+def test_edges_that_jpeg_has_mixed_are_named_with_the_remedy(tmp_path):
+    colours = np.where(lesion(64, 64)[..., None], 255, [128, 0, 128]).astype(np.uint8)
+    assert (read_mask(save(tmp_path / "m.png", colours)) == lesion(64, 64)).all()
+    with pytest.raises(ValueError, match=r"m\.jpg is not binary.*JPEG has mixed them along the edges: save it as PNG, or in grey"): read_mask(save(tmp_path / "m.jpg", colours))
+    assert (read_mask(save(tmp_path / "grey.jpg", Image.fromarray(colours).convert("L"))) == lesion(64, 64)).mean() > 0.97
+    with pytest.raises(ValueError, match="not binary") as error: read_mask(save(tmp_path / "scan.png", scan()))
+    assert "has mixed them" not in str(error.value)
 
 
 def test_cache_dir(monkeypatch, tmp_path):
