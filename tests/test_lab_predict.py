@@ -158,3 +158,19 @@ def test_one_image_is_one_scan(image, tmp_path):
     lab = PredictLab(images=given, masks=np.ones((40, 33), np.uint8), predict_size=48)
     assert "Not possible" not in lab.sentence.value and len(lab.scans) == 1 and lab.result().mask.shape == (40, 33)
     assert lab.scans[0]["name"] == ("scan.png" if image in ("path", "str") else "scan 1")
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+@pytest.mark.parametrize("pack", [lambda m: m, list])
+def test_a_stack_of_grey_images_with_as_many_masks(n, kind, pack):
+    "Three grey images look like one in colour, but not where three masks come along."
+    images, masks = make_phantom(n, size=48, seed=1)
+    lab = PredictLab(images=kind(images[:, 0]), masks=pack(kind(masks[:, 0])), predict_size=48)
+    assert len(lab.scans) == n and "Against the true mask" in lab.sentence.value and "Not possible" not in lab.sentence.value
+
+
+@pytest.mark.parametrize("n", [3, 4])
+def test_a_few_grey_images_alone_go_in_as_a_list(n):
+    stack = np.asarray(make_phantom(n, size=48, seed=1)[0][:, 0])
+    assert len(PredictLab(images=stack, predict_size=48).scans) == 1 and len(PredictLab(images=list(stack), predict_size=48).scans) == n

@@ -25,13 +25,13 @@ class PredictLab(Lab):
 
     def __init__(self,
         model=None, # network, or any callable that `predict` takes; None: CMUNeXt-S trained on phantoms
-        images=None, # what `predict` takes: one image, or a list of paths or arrays, a batch (N, C, H, W), a SegmentationData; None: six phantoms
+        images=None, # one image, or a list of paths or arrays, a batch (N, C, H, W), a SegmentationData; a stack of 3 or 4 grey ones as `list(stack)`, since (3, H, W) is one in colour; None: six phantoms
         masks=None, # their true masks, one each; None: those of a SegmentationData, or none
         predict_size="trained", # side at which the network sees an image, as in `predict`
     ):
         if images is None: images, masks = make_phantom(6, size=256, seed=21)
         if masks is None and hasattr(images, "masks"): masks = images.masks
-        if _is_one(images): images, masks = [images], masks if masks is None or isinstance(masks, (list, tuple)) else [masks]
+        if _is_one(images, masks): images, masks = [images], masks if masks is None or isinstance(masks, (list, tuple)) else [masks]
         self.model = create_model("cmunext_s", pretrained="phantom").eval() if model is None else model
         self.scans, self.predict_size, self._answers, self._measured = _scans(images, masks), predict_size, {}, (None,) * 4
         controls = dict(scan=choice("Image", [(s["name"], i) for i, s in enumerate(self.scans)]), threshold=slider("Threshold", 0.5, 0.0, 1.0, 0.01),
@@ -42,10 +42,11 @@ class PredictLab(Lab):
         self._look_ahead()
 
 # %% ../../nbs/44_predict_lab.ipynb #81395680
-def _is_one(images):
+def _is_one(images, masks=None):
     "One image: a path, a PIL image, an array (H, W), (H, W, C) or (C, H, W); no tuple, and no stack (N, H, W) or row of paths."
     shape = tuple(getattr(images, "shape", ()))
-    stack = len(shape) == 1 or len(shape) == 3 and not {shape[0], shape[-1]} & {1, 3, 4}
+    paired = masks is not None and len(shape) == 3 and shape[0] in (3, 4) and getattr(masks, "ndim", 3) == 3 and len(masks) == shape[0]  # three masks for three images
+    stack = paired or len(shape) == 1 or len(shape) == 3 and not {shape[0], shape[-1]} & {1, 3, 4}
     return _is_single(images) and not isinstance(images, tuple) and not stack
 
 def _scans(images, masks):
