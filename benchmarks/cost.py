@@ -5,12 +5,14 @@ last, on one image of 256 x 256 (batch 1). The settings take turns in one proces
 them, and the median over all calls of all rounds is kept, so that a machine whose clock and load vary treats them alike. The ratios
 mean something elsewhere, the times belong to the machine. Prints JSON. `--device cuda` measures on a graphics card.
 """
-import argparse, json, platform, statistics
+import argparse, json, statistics
 from pathlib import Path
 
 import torch
 from cmunext_nb.cost import _device_words, cost_table, latency
 from cmunext_nb.model import create_model
+
+from machine import machine
 
 SETTINGS = dict(eager={}, channels_last=dict(channels_last=True), channels_last_bf16=dict(channels_last=True, dtype=torch.bfloat16))
 
@@ -37,9 +39,8 @@ def main():
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     counts = {row["model"]: dict(parameters=row["parameters"], gmacs=round(row["macs"] / 1e9, 3)) for row in cost_table(args.models, args.size)}
-    machine = dict(device=_device_words(torch.device(args.device)), threads=args.threads, torch=torch.__version__,
-                   python=platform.python_version(), system=platform.system())
-    result = dict(machine=machine, size=args.size, batch_size=1,
+    torch.set_num_threads(args.threads)
+    result = dict(machine=dict(machine(), device=_device_words(torch.device(args.device))), size=args.size, batch_size=1,
                   models={name: dict(counts[name], **measure(create_model(name), args)) for name in args.models})
     text = json.dumps(result, indent=1)
     print(text)

@@ -1,8 +1,8 @@
-"""How much the training lab slows a training down: python benchmarks/training_lab.py [--size 64] [--rounds 5] [--out FILE]
+"""How much the training lab slows a training down: python benchmarks/training_lab.py [--size 64] [--rounds 5] [--threads 2] [--out FILE]
 
 The same training, same seeds, same data, in one process and in turns: in a thread without anybody watching (`Training`), and in the
 lab, which draws curves and four predictions meanwhile. What counts is the ratio of the medians; absolute times belong to the machine.
-The clock runs from the first step to the last, so that making a network and the last picture, which happen once, are left out.
+The clock runs from the first step to the last, so that making a network and the last picture, which happen once, are left out. Prints JSON.
 """
 import argparse, json, statistics, time
 from pathlib import Path
@@ -53,8 +53,10 @@ def main():
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="also write the JSON here")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     train, valid = make_phantom(args.images, size=args.size, seed=1), make_phantom(16, size=args.size, seed=2)
     lab = TrainingLab(train, valid, epochs=args.epochs, recipe=args.recipe)
     lab.put(variant=args.model)
@@ -63,9 +65,9 @@ def main():
     result = dict(machine=machine(), model=args.model, recipe=args.recipe, size=args.size, images=args.images, epochs=args.epochs, rounds=args.rounds,
                   plain_s=round(alone, 2), lab_s=round(seen, 2), ratio=round(seen / alone, 3),
                   ratio_of_fastest=round(min(r[1] for r in rows) / min(r[0] for r in rows), 3), pictures=pictures, picture_ms=round(cost))
-    text = json.dumps(result, indent=2)
+    text = json.dumps(result, indent=1)
     print(text)
-    if args.out: args.out.write_text(text + "\n")
+    args.out.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__": main()

@@ -155,3 +155,13 @@ def test_versions_agree():
     assert cn.__version__ == version
     assert f"version: {version}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name, smallest", [("cost", "--models cmunext_s --size 32 --rounds 1 --repeats 2"), ("training_lab", "--size 32 --images 8 --epochs 1 --rounds 1")])
+@pytest.mark.once
+def test_a_benchmark_says_what_its_figures_depend_on(tmp_path, name, smallest):
+    "What is printed is JSON and nothing else, the same as in the file, with the machine and its load beside the figures."
+    command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", *smallest.split(), "--threads", "1", "--out", tmp_path / "out.json"]
+    printed = json.loads(subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout)
+    assert printed == json.loads((tmp_path / "out.json").read_text()) and {"cpu", "cores", "threads", "load", "torch", "python", "system"} <= set(printed["machine"])
+    assert printed["machine"]["threads"] == 1
