@@ -46,6 +46,14 @@ def _blind(out, run, name):
 
 def _unknown(function, run, *args, **kwargs): return _blind(function(*args, **kwargs), run, getattr(function, "__name__", "?"))
 
+# %% ../nbs/20_receptive_field.ipynb #b8e310d3
+def _written(func, args, out):
+    "The result; a function that works in place (`y.add_(z)`) leaves it in its first argument."
+    name = getattr(func, "__name__", "?")
+    if not (name.endswith("_") and not name.startswith("__") and args and isinstance(args[0], Reach) and isinstance(out, Reach)): return out
+    args[0].data = out
+    return args[0]
+
 # %% ../nbs/20_receptive_field.ipynb #39b596eb
 _NUMPY = dict(axis="dim", keepdims="keepdim")
 
@@ -60,7 +68,7 @@ class Reach(torch.Tensor):
         name = getattr(func, "__name__", "?")
         name = name if name.startswith("__") else name.rstrip("_")  # relu_ follows the rule of relu
         call, seen, kwargs = super().__torch_function__, _seen(args), {_NUMPY.get(k, k): v for k, v in (kwargs or {}).items()}
-        if name in _RULES: return call(partial(_RULES[name], cls), types, seen, {k: _seen(v) for k, v in kwargs.items()})
+        if name in _RULES: return _written(func, args, call(partial(_RULES[name], cls), types, seen, {k: _seen(v) for k, v in kwargs.items()}))
         out = call(func if name in _MOVES else partial(_unknown, func, cls), types, args, kwargs)
         if isinstance(out, cls) and out.dtype == torch.bool and out.ndim:
             out.seen = call(partial(_MASKS[name], cls) if name in _MASKS else func, types, seen, kwargs)
@@ -75,7 +83,7 @@ def _same(run, *args, **kwargs):
     return next(a for a in (*args, *kwargs.values()) if isinstance(a, Reach))
 
 # %% ../nbs/20_receptive_field.ipynb #465e0c03
-@_rule("""add addcmul atan2 div divide lerp masked_fill maximum minimum mul multiply pow rsub sub subtract true_divide where
+@_rule("""add addcmul atan2 copy div divide lerp masked_fill maximum minimum mul multiply pow rsub sub subtract true_divide where
     __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __mul__ __rmul__ __imul__ __truediv__ __rtruediv__ __rdiv__ __itruediv__ __pow__ __rpow__""")
 def _join(run, *args, **kwargs):
     "A sum, a product, a choice of several tensors: the union of their fields. Weights and constants see nothing."

@@ -438,3 +438,17 @@ def test_a_mask_of_the_whole_map_is_global():
 
 def test_a_mask_alone_has_no_field():
     with pytest.raises(ValueError, match="become bool"): receptive_field(After(lambda x: x > 0), image_size=32)
+
+
+@pytest.mark.parametrize("use", [lambda y, z: y.add_(z), lambda y, z: y.mul_(z).add_(1).relu_(), lambda y, z: y.add_(1).sub_(z, alpha=2), lambda y, z: y.copy_(y + z)])
+def test_what_is_written_in_place_is_kept(use):
+    class Written(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.near, self.far = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 5, padding=2)
+        def forward(self, x):
+            y = self.near(x)
+            use(y, self.far(x))  # the result is used through y alone
+            return y
+    field = receptive_field(Written(), image_size=32)
+    assert field.height == field.width == 5
