@@ -18,7 +18,7 @@ from torch import distributed as dist, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from .model import create_model, unknown_name
-from .weights import atomic_write, preprocess, save_weights, to_channels
+from .weights import _unwrapped, atomic_write, preprocess, save_weights, to_channels
 from .augment import Augment, augment, augmentations
 from .loss import BCEDiceLoss
 from .metrics import reduce_counts, segmentation_counts
@@ -40,7 +40,7 @@ class Recipe:
     power: float = 0.9 # of the poly schedule
     warmup: float = 0.0 # share of all steps in which the rate climbs ("onecycle", "cosine")
     augment: object = "paper" # a name in `augmentations`, an `Augment`, or None; in a call also a dict of fields that replace those of the recipe's own
-    sizes: tuple | None = None # ((from this share of the epochs, this share of the image size), ...), or None: always whole
+    sizes: tuple | None = None # ((from this share of the epochs, this share of the image size), ...), or None: always whole; the trained network is asked at the last one
     ema: float | None = None # decay a step of the averaged weights, or None
     bce_weight: float = 0.5 # of the cross-entropy beside the Dice loss
     amp: str | bool = False # "auto", "bf16", "fp16" or False, see `pick_precision`
@@ -55,6 +55,7 @@ recipes = dict(
     fast=Recipe("fast", epochs=40, batch_size=8, optimizer="adamw", lr=4e-3, weight_decay=0.05, schedule="onecycle", warmup=0.25,
                 augment="fast", sizes=((0.0, 0.5), (0.4, 0.75), (0.8, 1.0)), ema=0.995, amp="auto", clip=1.0, validate_every=2))
 recipes["muon"] = replace(recipes["fast"], name="muon", optimizer="muon", warmup=0.1, prior=True)
+recipes["half"] = replace(recipes["fast"], name="half", sizes=((0.0, 0.5),))
 
 # %% ../nbs/15_train.ipynb #d43d3b63
 def _changed(own, changes):
@@ -212,17 +213,31 @@ def _check_fit(model, data, what):
         raise ValueError(f"the network gives {classes} classes, the {what} masks have {found} channel(s): "
                          f"create_model(..., num_classes={found})")
 
+# %% ../nbs/15_train.ipynb #0c873251
+def _wanted(model, size):
+    "The size at which the network sees images: \"trained\" looks it up; None leaves them as they are."
+    if isinstance(size, str) and size != "trained": raise ValueError(f"size={size!r}: expected 'trained', (height, width) or None")
+    size = getattr(_unwrapped(model), "trained_size", None) if isinstance(size, str) else size
+    return None if size is None else tuple(size)
+
+def _fit_to(x, size): return x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, tuple(size), mode="bilinear", antialias=True, align_corners=False)
+
+def _seen_at(model, x, size, layout):
+    "Logits at the images' own size, of a network that sees them at `size`; on the way back probabilities are enlarged, within 14 of 0 as logits."
+    logits = model(_fit_to(x, size).contiguous(memory_format=layout))
+    return logits if tuple(size) == tuple(x.shape[-2:]) else torch.logit(_fit_to(torch.sigmoid(logits.float()), x.shape[-2:]), eps=1e-6)
+
 # %% ../nbs/15_train.ipynb #dc6bce5d
 @torch.no_grad()
-def _count(model, data, device, dtype, loss_fn, batch_size, rank=0, world=1):
-    "Counts (N, num_classes, 4) as `segmentation_counts` gives them, and the summed loss; each process takes its share of the images."
+def _count(model, data, device, dtype, loss_fn, batch_size, rank=0, world=1, size=None):
+    "Counts (N, num_classes, 4) as `segmentation_counts` gives them, and the summed loss, of images seen at `size`; each process takes its share of them."
     counts = torch.zeros(len(data.images), data.masks.shape[1], 4, dtype=torch.int64)
     loss, modes = torch.zeros((), dtype=torch.float64), [(m, m.training) for m in model.modules()]
     model.eval()
     for index in torch.arange(len(data.images))[rank::world].split(batch_size):
         x = preprocess(to_channels(data.images[index].to(device), _in_channels(model)), getattr(model, "preprocess", "imagenet"))
         masks = data.masks[index].to(device)
-        with _autocast(device, dtype): logits = model(x.contiguous(memory_format=_layout(device)))
+        with _autocast(device, dtype): logits = _seen_at(model, x, size or x.shape[-2:], _layout(device))
         counts[index] = torch.stack(segmentation_counts(logits, masks), -1).cpu()
         loss += loss_fn(logits.float(), masks.float()).cpu().double() * len(index)
     for m, mode in modes: m.training = mode  # each its own: a norm may be frozen
@@ -250,13 +265,14 @@ def evaluate(
     batch_size=16, # images at a time
     amp=None, # precision as in `Recipe.amp`; None is float32
     per_image=False, # also give the list of IoU, F1 and names
+    size="trained", # (height, width) at which the network sees the images; "trained": `model.trained_size`, else their own; None: their own
 ) -> dict:
-    "IoU and F1 per image and pooled, and the loss: `iou, f1, iou_pooled, f1_pooled, loss, n`."
+    "IoU and F1 per image and pooled, and the loss: `iou, f1, iou_pooled, f1_pooled, loss, n`. Masks are compared at the size that the data have."
     data = _as_data(data, "validation")
     _check_fit(model, data, "validation")
     device = torch.device(device) if device is not None else next(model.parameters()).device
     model.to(device)
-    with keep_memory(): counts, loss = _count(model, data, device, pick_precision(device, amp), BCEDiceLoss(), batch_size)
+    with keep_memory(): counts, loss = _count(model, data, device, pick_precision(device, amp), BCEDiceLoss(), batch_size, size=_wanted(model, size))
     result = _scores(counts, loss)
     if per_image:
         each = {m: reduce_counts(*counts.unbind(-1), m, "none").mean(1).tolist() for m in ("iou", "f1")}
@@ -368,18 +384,20 @@ def _batches(run):
     return [b[:len(b) - len(b) % run.world] for b in batches]  # every process gets as many images as the others
 
 # %% ../nbs/15_train.ipynb #713552ed
-def _scale(run):
-    "The share of the image size that the running epoch trains at."
-    share, scale = run.epoch / run.recipe.epochs, 1.0
-    for start, size in run.recipe.sizes or ():
-        if share >= start: scale = size if size <= 1 else size / max(run.train.images.shape[-2:])
+def _scale(recipe, share, side):
+    "The share of the image size, whose longer side is `side`, that a recipe trains at when this share of the epochs is over."
+    scale = 1.0
+    for start, size in recipe.sizes or ():
+        if share >= start: scale = size if size <= 1 else size / side
     return min(scale, 1.0)
+
+def _sides(shape, scale): return tuple(max(16, round(s * scale)) for s in shape)
 
 # %% ../nbs/15_train.ipynb #e0a5d0fc
 def _resized(data, scale):
     "The whole set at another size: images by an antialiased filter, masks by the majority of the covered pixels."
-    size = [max(16, round(s * scale)) for s in data.images.shape[-2:]]
-    if size == list(data.images.shape[-2:]): return data.images, data.masks
+    size = _sides(data.images.shape[-2:], scale)
+    if size == tuple(data.images.shape[-2:]): return data.images, data.masks
     smooth = lambda x: F.interpolate(x.float(), size, mode="bilinear", antialias=True, align_corners=False).round().clamp(0, 255).byte()
     majority = lambda x: (F.interpolate(x.float(), size, mode="area") >= 0.5).byte()
     return (torch.cat([f(x) for x in t.split(64)]) for f, t in ((smooth, data.images), (majority, data.masks)))
@@ -387,7 +405,7 @@ def _resized(data, scale):
 # %% ../nbs/15_train.ipynb #3c59d13d
 def _set_size(run):
     "Have the training images at the running epoch's size."
-    scale = _scale(run)
+    scale = _scale(run.recipe, run.epoch / run.recipe.epochs, max(run.train.images.shape[-2:]))
     if getattr(run, "scale", None) == scale: return
     run.scale, run.ahead = scale, None
     run.recorded.clear()
@@ -477,7 +495,8 @@ def start_run(
         if data is not None: _check_fit(model, data, what)
     if len(train.images) < world: raise ValueError(f"{len(train.images)} training images are too few for {world} processes")
     model.to(device, memory_format=_layout(device, recipe.amp))
-    model.trained_size = tuple(train.images.shape[-2:])
+    shape = train.images.shape[-2:]
+    model.trained_size = _sides(shape, _scale(recipe, 1.0, max(shape)))  # where the recipe ends
     if recipe.prior: _begin_with_share(model, train.masks)
     dtype, out = pick_precision(device, recipe.amp), out and Path(out)
     return _equip(Run(model, recipe, train, valid, seed, device, dtype, out, rank=rank, world=world, cuda_graph=cuda_graph))
@@ -735,7 +754,7 @@ def _validate(run):
     model, at_once = run.average.model if run.average else run.model, 64 if run.device.type == "cuda" else 16
     try:
         with _own_numbers(run, "validation", run.step, run.rank):
-            scores = _scores(*_count(model, run.valid, run.device, run.dtype, run.loss_fn, at_once, run.rank, run.world))
+            scores = _scores(*_count(model, run.valid, run.device, run.dtype, run.loss_fn, at_once, run.rank, run.world, run.model.trained_size))
     except ValueError as e:  # NaN in the logits
         raise FloatingPointError(f"validation after epoch {run.epoch + 1} failed: {e}. Try a lower lr or clip=1.0") from e
     return {{"loss": "valid_loss"}.get(k, k): v for k, v in scores.items() if k != "n"}

@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from cmunext_nb import train as T
+from cmunext_nb import Ensemble, predict, train as T
+from cmunext_nb.loss import BCEDiceLoss
 from cmunext_nb.metrics import f1, iou
 from cmunext_nb.model import create_model
+from cmunext_nb.predict import TTAWrapper
 from cmunext_nb.train import History, Recipe, WeightAverage, evaluate, fit, get_recipe, learning_rate, main, start_run, train_step
+from cmunext_nb.weights import load_weights, preprocess
 
 TINY = dict(dims=(4, 8, 8), depths=(1, 1, 1), kernel_sizes=(3, 3, 5))
 
@@ -384,7 +387,6 @@ def test_evaluate_is_the_metrics_whatever_the_batch_size():
 
 def test_evaluate_leaves_each_part_in_its_mode():
     "A frozen norm stays frozen, and the network inside a fresh TTAWrapper in evaluation mode."
-    from cmunext_nb.predict import TTAWrapper
     model = tiny().train()
     model.stem.norm.eval()
     evaluate(model, blobs(3))
@@ -528,3 +530,46 @@ def test_a_copy_without_busi_s_names_has_no_clean_subset(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "load_dataset", lambda *args, **options: (copy, copy))
     main(["--data", "busi", "--size", "32", "--epochs", "1", "--out", str(tmp_path), "--device", "cpu"])
     assert set(json.loads((tmp_path / "report.json").read_text())) >= {"last", "best"} and "last_clean" not in (tmp_path / "report.json").read_text()
+
+
+# A network that is asked at the size at which its training ended
+
+def test_a_recipe_that_ends_at_half_size_is_validated_and_asked_there(tmp_path):
+    train, valid, model = blobs(8, 64), blobs(6, 64, seed=1), tiny()
+    history = fit(model, train, valid, "half", epochs=6, batch_size=4, amp=False, validate_every=1, augment=None, out=tmp_path, device="cpu", progress=False)
+    assert model.trained_size == (32, 32)
+    there, elsewhere = evaluate(model, valid), evaluate(model, valid, size=None)
+    assert history.last["iou"] == pytest.approx(there["iou"], abs=1e-6) and history.last["valid_loss"] == pytest.approx(there["loss"], abs=1e-5)
+    assert there["loss"] != pytest.approx(elsewhere["loss"], abs=1e-4)
+    assert load_weights(tmp_path / "last.safetensors").trained_size == (32, 32)
+    mine = [r.score(m)["iou"] for r, m in zip(predict(model, valid[0]), valid[1])]
+    assert sum(mine) / len(mine) == pytest.approx(there["iou"], abs=1e-3)  # predict asks at the same size
+
+
+def test_evaluate_at_a_size_by_hand():
+    model, (images, masks) = tiny(), blobs(4, 64)
+    model.eval()
+    x = preprocess(images.expand(-1, 3, -1, -1).clone(), "imagenet")
+    with torch.no_grad(): p = torch.sigmoid(model(torch.nn.functional.interpolate(x, (48, 32), mode="bilinear", antialias=True, align_corners=False)))
+    p = torch.nn.functional.interpolate(p, (64, 64), mode="bilinear", antialias=True, align_corners=False)
+    found = evaluate(model, (images, masks), size=(48, 32))
+    assert found["loss"] == pytest.approx(BCEDiceLoss()(torch.logit(p), masks.float()).item(), abs=1e-4)
+
+
+def test_evaluate_without_a_trained_size_takes_images_as_they_are():
+    model, data = tiny(), blobs(4, 64)
+    assert evaluate(model, data) == evaluate(model, data, size=None) == evaluate(model, data, size=(64, 64))
+    with pytest.raises(ValueError, match="size='big': expected 'trained'"): evaluate(model, data, size="big")
+
+
+def test_wrappers_are_asked_at_the_trained_size_too():
+    model, data = tiny(), blobs(4, 64)
+    model.trained_size = (32, 32)
+    for wrapped in (TTAWrapper(model, False), Ensemble([model]), torch.nn.DataParallel(model)):
+        assert evaluate(wrapped, data)["loss"] == pytest.approx(evaluate(model, data)["loss"], abs=1e-4)
+
+
+def test_a_recipe_that_grows_is_asked_at_the_whole_size_from_the_start():
+    model, data = tiny(), blobs(4, 64)
+    fit(model, data, data, "fast", epochs=1, device="cpu", progress=False)  # one epoch at half size, of a recipe that ends at the whole
+    assert model.trained_size == (64, 64)

@@ -163,8 +163,8 @@ def _end_all():
 # %% ../../nbs/43_training_lab.ipynb #8a1f2247
 def _seconds_left(run, began):
     "How much longer, from the time since `began`: (step, time), if a step costs as much as its images have pixels."
-    at = lambda epoch: SimpleNamespace(epoch=epoch, recipe=run.recipe, train=run.train)
-    cost = np.repeat([_scale(at(e)) ** 2 for e in range(run.recipe.epochs)], run.steps_per_epoch)
+    at = lambda epoch: _scale(run.recipe, epoch / run.recipe.epochs, max(run.train.images.shape[-2:]))
+    cost = np.repeat([at(e) ** 2 for e in range(run.recipe.epochs)], run.steps_per_epoch)
     return (time.monotonic() - began[1]) * cost[run.step:].sum() / cost[began[0]:run.step].sum()
 
 # %% ../../nbs/43_training_lab.ipynb #76dc0311
@@ -470,7 +470,7 @@ TrainingLab._watch, TrainingLab._line = _watch, _line
 # %% ../../nbs/43_training_lab.ipynb #a229a71a
 def _predict(self):
     "The four images as the weights that count see them."
-    self._pictures = _overlays(self.examples, predict(self.training.weights, self.examples[0], size=None))
+    self._pictures = _overlays(self.examples, predict(self.training.weights, self.examples[0], size=getattr(self.training.weights, "trained_size", None)))
 
 def _paint(self):
     "Predict and draw."
