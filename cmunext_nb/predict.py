@@ -7,7 +7,7 @@ __all__ = ['resize', 'network_channels', 'at_rest', 'views', 'turn', 'view_sizes
            'save_mask', 'score_mask', 'show_mask', 'predict']
 
 # %% ../nbs/16_predict.ipynb #bdb674b5
-import io, os
+import io, math, os
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -102,6 +102,11 @@ def _logits(model, x):
     return out
 
 # %% ../nbs/16_predict.ipynb #be160143
+def _members(model):
+    "The networks of an `Ensemble`, within torch's wrappers too; any other network is its own only member."
+    core = _core(model)
+    return list(core.members) if getattr(core, "is_ensemble", False) else [model]
+
 def view_sizes(
     tta, # as in `views`
     size, # (height, width) of the image, pixels
@@ -112,12 +117,13 @@ def view_sizes(
     return list(dict.fromkeys(sizes))
 
 def average_views(
-    model, # gives logits (N, num_classes, H, W) for (N, in_channels, H, W)
+    model, # gives logits (N, num_classes, H, W) for (N, in_channels, H, W); the members of an `Ensemble` are asked one by one
     x: torch.Tensor, # normalised images (N, in_channels, H, W)
     tta=False, # see `views`
-) -> tuple: # mean and standard deviation of the probabilities over the views, each (N, num_classes, H, W)
+) -> tuple: # mean and standard deviation of the probabilities over views and members, each (N, num_classes, H, W)
     "Look at each image in every view, turn the probabilities back, and average them."
-    seen = [turn(_logits(model, turn(resize(x, size), v)), v, back=True) for size in view_sizes(tta, x.shape[-2:]) for v in views(tta)]
+    looks = [(m, size, v) for m in _members(model) for size in view_sizes(tta, x.shape[-2:]) for v in views(tta)]
+    seen = [turn(_logits(m, turn(resize(x, size), v)), v, back=True) for m, size, v in looks]
     p = torch.stack([torch.sigmoid(resize(y, seen[0].shape[-2:])) for y in seen])
     return p.mean(0), p.std(0, unbiased=False)
 
@@ -131,6 +137,7 @@ class TTAWrapper(torch.nn.Module):
         super().__init__()
         views(tta)  # a wrong name is said here
         self.model, self.tta, self.config, self.preprocess = model, tta, getattr(model, "config", None), getattr(model, "preprocess", "imagenet")
+        self.trained_size = getattr(model, "trained_size", None)
 
     def forward(self, x): return torch.logit(average_views(self.model, x, self.tta)[0], eps=1e-6)
 
@@ -143,12 +150,12 @@ def _threshold(value):
 # %% ../nbs/16_predict.ipynb #6247baf9
 @dataclass(eq=False, repr=False)
 class Prediction:
-    "What a network says about one image, at the image's own size; drawn where a notebook shows it. Methods: `at`, `score`, `figure`, `save`."
+    "What a network says about one image, at the image's own size; drawn where a notebook shows it. Properties: `mask`, `area`, `stability`, `agreement`. Methods: `at`, `score`, `figure`, `save`."
     image: np.ndarray # uint8 (C, H, W), C = 1 for a grey image
     probability: np.ndarray # float32 (H, W) in 0..1; (num_classes, H, W) for a network of several classes
     threshold: float = 0.5 # a pixel belongs to the mask where its probability is above this
     source: str = "the image" # file or number of the image
-    spread: np.ndarray = None # standard deviation of the probability over the views, with `tta` only
+    spread: np.ndarray = None # standard deviation of the probability over the views and, of an `Ensemble`, its members; None for a single answer
 
     @property
     def mask(self):
@@ -167,6 +174,24 @@ class Prediction:
     def __repr__(self):
         height, width = self.probability.shape[-2:]
         return f"Prediction({Path(self.source).name}: {width} x {height} pixels, area {np.round(self.area, 4).tolist()}, threshold {self.threshold:g})"
+
+# %% ../nbs/16_predict.ipynb #45d93789
+def _area_ratio(sure, perhaps):
+    "Area of the smaller mask over that of the larger one; 1 where both are empty."
+    sure, perhaps = sure.sum((-2, -1)), perhaps.sum((-2, -1))
+    return np.where(perhaps > 0, sure / np.maximum(perhaps, 1), 1.0).tolist()
+
+def _stability(self):
+    "How little the mask hangs on the threshold, 0..1: its area at a threshold one logit higher, over that one logit lower (0.73 and 0.27 around 0.5). A list for several classes."
+    odds = self.threshold / max(1 - self.threshold, 1e-9)
+    return _area_ratio(*(self.probability > odds * f / (1 + odds * f) for f in (math.e, 1 / math.e)))
+
+# %% ../nbs/16_predict.ipynb #a851a270
+def _agreement(self):
+    "How far several answers agree, 0..1: the area that is mask even one `spread` lower, over that one `spread` higher; of two answers the IoU of their masks. A list for several classes, None for a single answer."
+    return None if self.spread is None else _area_ratio(*(self.probability + d * self.spread > self.threshold for d in (-1, 1)))
+
+Prediction.stability, Prediction.agreement = property(_stability), property(_agreement)
 
 # %% ../nbs/16_predict.ipynb #fc7af07f
 def save_mask(
@@ -210,12 +235,12 @@ def _picture(result):
     return result.image if len(result.image) in (1, 3) else result.image.mean(0, keepdims=True).astype(np.uint8)
 
 def _draw(result):
-    "Image with the outline of the mask; beside it each class's probability and, with `tta`, the spread over the views."
+    "Image with the outline of the mask; beside it each class's probability and, with several answers, their spread."
     from matplotlib.figure import Figure
     from cmunext_nb.plot import heat, show_image
     maps, masks = (m if m.ndim == 3 else m[None] for m in (result.probability, result.mask))
     panels = [(f"probability of class {k}" if len(maps) > 1 else "probability", m, (0, 1)) for k, m in enumerate(maps)]
-    if result.spread is not None and len(maps) == 1: panels.append(("spread over the views", result.spread, (0, 0.5)))
+    if result.spread is not None and len(maps) == 1: panels.append(("spread of the answers", result.spread, (0, 0.5)))
     height, width = masks.shape[-2:]
     figure = Figure(figsize=(6.8, 0.35 + 6.2 / (len(panels) + 1.2) * min(1.5, height / width)), layout="constrained")
     axes = figure.subplots(1, len(panels) + 1, squeeze=False)[0]
@@ -318,5 +343,5 @@ def predict(
             for i, *both in zip(group, *(m.cpu() for m in maps)):
                 p, s = (resize(m[None], items[i][0].shape[-2:])[0].numpy() for m in both)
                 p, s = (p[0], s[0]) if len(p) == 1 else (p, s)
-                results.append(Prediction(items[i][0], p, threshold, items[i][1], s if tta else None))
+                results.append(Prediction(items[i][0], p, threshold, items[i][1], s if tta or len(_members(model)) > 1 else None))
     return results[0] if _is_single(image) else results
