@@ -1,7 +1,7 @@
 """How sure a mask is, asked in four ways, and what several networks know together: python benchmarks/ensemble.py --runs FOLDER ... [--root FOLDER] [--out FILE]
 
 The folders are those of python -m cmunext_nb.reproduce (--out). Each run in them that trained CMUNeXt-S by the recipe fast for 200 epochs is a member,
-with its last weights, if its seed was trained on every split that is there. On the validation half of each split: the IoU of one network, of two, ..., with
+with its last weights, if its seed was trained on every split that is there. On the validation part of each split: the IoU of one network, of two, ..., with
 one look, mirrored and at three sizes; for each scan its IoU and four measures of doubt; and how often a pixel of each probability is lesion. Takes about
 two minutes a network on one core.
 """

@@ -11,25 +11,25 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from .predict import average_views, network_channels
+from .predict import _core, network_channels
 from .weights import load_weights
 
 # %% ../nbs/16b_ensemble.ipynb #16b00021
 def _read_members(members):
     "The networks themselves, files read; an error says what is no list of networks."
-    if isinstance(members, (str, Path, nn.Module)): raise TypeError(f"An ensemble is made of a list of networks or files, not of {type(members).__name__}.")
+    if isinstance(members, (str, Path, dict, nn.Module)): raise TypeError(f"An ensemble is made of a list of networks or files, not of {type(members).__name__}.")
     found = [load_weights(m).eval() if isinstance(m, (str, Path)) else m for m in members]
     if not found: raise ValueError("An ensemble needs at least one network.")
     for m in found:
-        if not callable(m): raise TypeError(f"An ensemble is made of networks or files of weights, not of {m!r}.")
+        if isinstance(m, type) or not callable(m): raise TypeError(f"An ensemble is made of networks or files of weights, not of {m!r}.")
     return found
 
 # %% ../nbs/16b_ensemble.ipynb #16b00023
 def _about(model):
-    "What the members of an ensemble must have in common."
-    config = getattr(model, "config", None) or {}
-    return dict(in_channels=network_channels(model), num_classes=config.get("num_classes"), preprocess=getattr(model, "preprocess", "imagenet"),
-                trained_size=getattr(model, "trained_size", None))
+    "What the members of an ensemble must have in common; None where a network does not say."
+    core = _core(model)
+    return dict(in_channels=network_channels(model), num_classes=(getattr(core, "config", None) or {}).get("num_classes"),
+                preprocess=getattr(core, "preprocess", "imagenet"), trained_size=getattr(core, "trained_size", None))
 
 # %% ../nbs/16b_ensemble.ipynb #16b00024
 class Ensemble(nn.Module):
@@ -40,15 +40,19 @@ class Ensemble(nn.Module):
         members, # networks, or files of `save_weights`; a callable such as a deployed network will do
     ):
         super().__init__()
-        members = _read_members(members)
-        first, *others = map(_about, members)
-        for i, other in enumerate(others, 2):
-            for k in first:
-                if other[k] != first[k]: raise ValueError(f"Network {i} of {len(members)} has {k}={other[k]}, the first one {first[k]}: they can't be averaged.")
-        self.members = nn.ModuleList(members) if all(isinstance(m, nn.Module) for m in members) else members
-        self.config, self.preprocess, self.trained_size = getattr(members[0], "config", None), first["preprocess"], first["trained_size"]
+        self.members = _read_members(members)
+        self.networks = nn.ModuleList(m for m in self.members if isinstance(m, nn.Module))  # so that device and mode reach them
+        about = [_about(m) for m in self.members]
+        for k in about[0]:
+            said = [(i, a[k]) for i, a in enumerate(about, 1) if a[k] is not None]
+            for i, value in said[1:]:
+                if value != said[0][1]: raise ValueError(f"Network {i} of {len(about)} has {k}={value}, network {said[0][0]} {said[0][1]}: they can't be averaged.")
+        self.config, self.preprocess = next((c for m in self.members if (c := getattr(_core(m), "config", None))), None), about[0]["preprocess"]
 
-    def forward(self, x): return torch.logit(average_views(self, x)[0], eps=1e-6)
+    @property
+    def trained_size(self): return next((size for m in self.members if (size := _about(m)["trained_size"])), None)
+
+    def forward(self, x): return torch.logit(torch.stack([torch.sigmoid(m(x).float()) for m in self.members]).mean(0), eps=1e-6)
 
 # %% ../nbs/16b_ensemble.ipynb #16b00035
 def coverage_curve(

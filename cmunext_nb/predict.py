@@ -136,8 +136,11 @@ class TTAWrapper(torch.nn.Module):
     ):
         super().__init__()
         views(tta)  # a wrong name is said here
-        self.model, self.tta, self.config, self.preprocess = model, tta, getattr(model, "config", None), getattr(model, "preprocess", "imagenet")
-        self.trained_size = getattr(model, "trained_size", None)
+        core = _core(model)
+        self.model, self.tta, self.config, self.preprocess = model, tta, getattr(core, "config", None), getattr(core, "preprocess", "imagenet")
+
+    @property
+    def trained_size(self): return getattr(_core(self.model), "trained_size", None)
 
     def forward(self, x): return torch.logit(average_views(self.model, x, self.tta)[0], eps=1e-6)
 
@@ -188,7 +191,7 @@ def _stability(self):
 
 # %% ../nbs/16_predict.ipynb #a851a270
 def _agreement(self):
-    "How far several answers agree, 0..1: the area that is mask even one `spread` lower, over that one `spread` higher; of two answers the IoU of their masks. A list for several classes, None for a single answer."
+    "How far several answers agree, 0..1: the area that is mask even one `spread` lower, over that one `spread` higher; of two answers the IoU of their masks at the size of the network. A list for several classes, None for a single answer."
     return None if self.spread is None else _area_ratio(*(self.probability + d * self.spread > self.threshold for d in (-1, 1)))
 
 Prediction.stability, Prediction.agreement = property(_stability), property(_agreement)

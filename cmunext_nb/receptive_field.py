@@ -19,7 +19,7 @@ from .layers import as_images, as_logits, find_layer, untouched
 from .predict import network_channels
 
 # %% ../nbs/20_receptive_field.ipynb #abfcb37c
-_RULES = {}
+_RULES, _MASKS = {}, {}  # for functions that give numbers, and for those that give yes or no
 
 def _rule(*names):
     "Make the decorated function what happens to a `Reach` in the functions of these names; its first argument is the run's own class."
@@ -47,19 +47,28 @@ def _blind(out, run, name):
 def _unknown(function, run, *args, **kwargs): return _blind(function(*args, **kwargs), run, getattr(function, "__name__", "?"))
 
 # %% ../nbs/20_receptive_field.ipynb #b8e310d3
-def _written(func, args, out):
-    "The result; a function that works in place (`y.add_(z)`) leaves it in its first argument."
+_PARTS = set("""__get__ __getitem__ chunk detach diagonal dsplit expand expand_as flatten hsplit movedim moveaxis narrow permute reshape select split
+    split_with_sizes squeeze swapaxes swapdims t tensor_split transpose unbind unflatten unsqueeze view view_as vsplit""".split())
+
+def _written(func, args, kwargs, out):
+    "The result; a function that works in place (`y.add_(z)`) leaves it in its first argument, one with `out=` in that. What is a part of another map is written to for real, if it can be."
     name = getattr(func, "__name__", "?")
-    if not (name.endswith("_") and not name.startswith("__") and args and isinstance(args[0], Reach) and isinstance(out, Reach)): return out
-    args[0].data = out
-    return args[0]
+    home = kwargs.get("out", args[0] if args and name.endswith("_") and not name.startswith("__") else None)
+    if not isinstance(home, Reach) or not isinstance(out, Reach): return out
+    if not getattr(home, "part", False): home.data = out
+    else:
+        try:
+            with torch._C.DisableTorchFunctionSubclass(): home.copy_(out)
+        except RuntimeError: raise ValueError(f"{name} writes into a part of a map in place, which cannot be followed here: clone the map before, or join its parts by torch.cat.") from None
+    return home
 
 # %% ../nbs/20_receptive_field.ipynb #39b596eb
 _NUMPY = dict(axis="dim", keepdims="keepdim")
 
 def _seen(value):
     "What a mask was made of, also within a tuple or list; anything else as it is."
-    return type(value)(map(_seen, value)) if type(value) in (tuple, list) else getattr(value, "seen", value)
+    if type(value) in (tuple, list): return type(value)(map(_seen, value))
+    return value.seen() if hasattr(value, "seen") else value
 
 class Reach(torch.Tensor):
     "Numbers of rows (or columns) that travel through a network in the place of an image; each function keeps the largest that it sees."
@@ -67,16 +76,19 @@ class Reach(torch.Tensor):
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         name = getattr(func, "__name__", "?")
         name = name if name.startswith("__") else name.rstrip("_")  # relu_ follows the rule of relu
-        call, seen, kwargs = super().__torch_function__, _seen(args), {_NUMPY.get(k, k): v for k, v in (kwargs or {}).items()}
-        if name in _RULES: return _written(func, args, call(partial(_RULES[name], cls), types, seen, {k: _seen(v) for k, v in kwargs.items()}))
-        out = call(func if name in _MOVES else partial(_unknown, func, cls), types, args, kwargs)
-        if isinstance(out, cls) and out.dtype == torch.bool and out.ndim:
-            out.seen = call(partial(_MASKS[name], cls) if name in _MASKS else func, types, seen, kwargs)
+        call, kwargs = super().__torch_function__, {_NUMPY.get(k, k): v for k, v in (kwargs or {}).items()}
+        if name in _RULES: return _written(func, args, kwargs, call(partial(_RULES[name], cls), types, _seen(args), {k: _seen(v) for k, v in kwargs.items()}))
+        out = call(func if name in _MOVES or name in _MASKS else partial(_unknown, func, cls), types, args, kwargs)
+        for o in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(o, cls) and name in _PARTS: o.part = True
+        if isinstance(out, cls) and out.dtype == torch.bool:
+            rule = partial(_MASKS[name], cls) if name in _MASKS else func if name in _MOVES else lambda *a, **k: _blind(next(x for x in a if isinstance(x, cls)), cls, name)
+            out.seen = lambda: call(rule, types, _seen(args), kwargs)  # asked only where the mask is used
         return out
 
 # %% ../nbs/20_receptive_field.ipynb #08ade1b0
 @_rule("""abs alpha_dropout batch_norm bfloat16 celu clamp clamp_max clamp_min clip cos double dropout dropout1d dropout2d dropout3d elu erf exp
-    feature_alpha_dropout feature_dropout float gelu half hardshrink hardsigmoid hardswish hardtanh leaky_relu log log1p log2 logsigmoid mish neg __neg__
+    feature_alpha_dropout feature_dropout float gelu half hardshrink hardsigmoid hardswish hardtanh leaky_relu log log1p log2 logit logsigmoid mish neg __neg__
     nan_to_num prelu reciprocal relu relu6 round rrelu rsqrt selu sigmoid silu sin softplus softshrink softsign sqrt square tanh tanhshrink threshold to type type_as""")
 def _same(run, *args, **kwargs):
     "Number for number: the field stays as it is."
@@ -203,8 +215,9 @@ def _spread_and_mean(run, *args, **options): return (_spread(run, *args, **optio
 def _norm(run, input, order=None, dim=None, keepdim=False, **options): return _reduce(run, input, dim, keepdim)
 
 # %% ../nbs/20_receptive_field.ipynb #651afa08
-_MASKS = dict.fromkeys("""__eq__ __ne__ __lt__ __le__ __gt__ __ge__ eq ne lt le gt ge isfinite isinf isnan bool __invert__ __and__ __or__ __xor__ __iand__ __ior__ __ixor__
-    __rand__ __ror__ __rxor__ bitwise_and bitwise_not bitwise_or bitwise_xor logical_and logical_not logical_or logical_xor""".split(), _join) | dict(all=_reduce, any=_reduce)
+_MASKS.update(dict.fromkeys("""__eq__ __ne__ __lt__ __le__ __gt__ __ge__ eq ne lt le gt ge not_equal less less_equal greater greater_equal bool signbit
+    isfinite isinf isneginf isposinf isnan __invert__ __and__ __or__ __xor__ __iand__ __ior__ __ixor__ __rand__ __ror__ __rxor__
+    bitwise_and bitwise_not bitwise_or bitwise_xor logical_and logical_not logical_or logical_xor""".split(), _join), all=_reduce, any=_reduce)
 
 # %% ../nbs/20_receptive_field.ipynb #9186ba76
 @_rule("group_norm instance_norm")

@@ -91,6 +91,7 @@ def _check_recipe(recipe):
     must(recipe.lr > 0, f"lr must be above 0, not {recipe.lr}")
     must(recipe.optimizer in ("sgd", "adamw", "muon"), f"optimizer must be 'sgd', 'adamw' or 'muon', not {recipe.optimizer!r}")
     must(recipe.schedule in ("poly", "onecycle", "cosine"), f"schedule must be 'poly', 'onecycle' or 'cosine', not {recipe.schedule!r}")
+    must(all(0 <= start < 1 for start, _ in recipe.sizes or ()), f"sizes={recipe.sizes} must start from shares of the epochs in 0..1, 1 excluded")
     must(recipe.ema is None or 0 <= recipe.ema < 1, f"ema must be None or in 0..1, not {recipe.ema}")
     if isinstance(recipe.augment, str) and recipe.augment not in augmentations:
         raise unknown_name("augmentation", recipe.augment, augmentations)
@@ -216,16 +217,19 @@ def _check_fit(model, data, what):
 # %% ../nbs/15_train.ipynb #0c873251
 def _wanted(model, size):
     "The size at which the network sees images: \"trained\" looks it up; None leaves them as they are."
-    if isinstance(size, str) and size != "trained": raise ValueError(f"size={size!r}: expected 'trained', (height, width) or None")
+    if isinstance(size, str) and size != "trained": raise ValueError(f"size={size!r}: expected 'trained', a side, (height, width) or None")
     size = getattr(_unwrapped(model), "trained_size", None) if isinstance(size, str) else size
-    return None if size is None else tuple(size)
+    return size if size is None else (size, size) if isinstance(size, int) else tuple(size)
 
 def _fit_to(x, size): return x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, tuple(size), mode="bilinear", antialias=True, align_corners=False)
 
 def _seen_at(model, x, size, layout):
     "Logits at the images' own size, of a network that sees them at `size`; on the way back probabilities are enlarged, within 14 of 0 as logits."
     logits = model(_fit_to(x, size).contiguous(memory_format=layout))
-    return logits if tuple(size) == tuple(x.shape[-2:]) else torch.logit(_fit_to(torch.sigmoid(logits.float()), x.shape[-2:]), eps=1e-6)
+    if tuple(size) == tuple(x.shape[-2:]): return logits
+    if logits.shape[-2:] != tuple(size): raise ValueError(f"the network gives maps of {tuple(logits.shape[-2:])} for images of {tuple(size)}: expected logits of the images' size")
+    if not torch.isfinite(logits).all(): raise ValueError("the logits hold NaN or infinite values")
+    return torch.logit(_fit_to(torch.sigmoid(logits.float()), x.shape[-2:]), eps=1e-6)
 
 # %% ../nbs/15_train.ipynb #dc6bce5d
 @torch.no_grad()
@@ -265,12 +269,12 @@ def evaluate(
     batch_size=16, # images at a time
     amp=None, # precision as in `Recipe.amp`; None is float32
     per_image=False, # also give the list of IoU, F1 and names
-    size="trained", # (height, width) at which the network sees the images; "trained": `model.trained_size`, else their own; None: their own
+    size="trained", # side, or (height, width), at which the network sees the images; "trained": `model.trained_size`, else their own; None: their own
 ) -> dict:
     "IoU and F1 per image and pooled, and the loss: `iou, f1, iou_pooled, f1_pooled, loss, n`. Masks are compared at the size that the data have."
     data = _as_data(data, "validation")
     _check_fit(model, data, "validation")
-    device = torch.device(device) if device is not None else next(model.parameters()).device
+    device = torch.device(device) if device is not None else next((p.device for p in model.parameters()), torch.device("cpu"))
     model.to(device)
     with keep_memory(): counts, loss = _count(model, data, device, pick_precision(device, amp), BCEDiceLoss(), batch_size, size=_wanted(model, size))
     result = _scores(counts, loss)
@@ -493,10 +497,11 @@ def start_run(
     train, valid = _as_data(train, "training"), None if valid is None else _as_data(valid, "validation")
     for data, what in ((train, "training"), (valid, "validation")):
         if data is not None: _check_fit(model, data, what)
+    if out and any(getattr(m, "is_ensemble", False) for m in model.modules()): raise ValueError("An ensemble is trained without out=, or each of its members by itself.")
     if len(train.images) < world: raise ValueError(f"{len(train.images)} training images are too few for {world} processes")
     model.to(device, memory_format=_layout(device, recipe.amp))
     shape = train.images.shape[-2:]
-    model.trained_size = _sides(shape, _scale(recipe, 1.0, max(shape)))  # where the recipe ends
+    model.trained_size = _unwrapped(model).trained_size = _sides(shape, _scale(recipe, 1.0, max(shape)))  # where the recipe ends
     if recipe.prior: _begin_with_share(model, train.masks)
     dtype, out = pick_precision(device, recipe.amp), out and Path(out)
     return _equip(Run(model, recipe, train, valid, seed, device, dtype, out, rank=rank, world=world, cuda_graph=cuda_graph))

@@ -230,7 +230,8 @@ def save_weights(
     from safetensors.torch import save
     from cmunext_nb import __version__
     model = _unwrapped(model)
-    if getattr(model, "is_ensemble", False): raise ValueError(f"Not saved to {path}: an ensemble has a file for each network. Save each of its members.")
+    if any(getattr(m, "is_ensemble", False) for m in model.modules()):
+        raise ValueError(f"Not saved to {path}: an ensemble has a file for each network. Save each of its members.")
     kinds = {k: dtype if dtype and v.is_floating_point() else v.dtype for k, v in model.state_dict().items()}
     state = {k: v.detach().to("cpu", kinds[k]).contiguous() for k, v in model.state_dict().items()}
     broken = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]

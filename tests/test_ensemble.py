@@ -6,7 +6,7 @@ from torch import nn
 
 from cmunext_nb import Ensemble, coverage_curve, create_model, load_weights, predict, save_weights
 from cmunext_nb.predict import Prediction, TTAWrapper, average_views
-from cmunext_nb.train import evaluate
+from cmunext_nb.train import evaluate, fit
 
 
 def network(seed, **config):
@@ -69,18 +69,19 @@ def test_is_not_saved_as_one_file(pair, tmp_path):
 
 @pytest.mark.parametrize("other, word", [(dict(num_classes=2), "num_classes=2"), (dict(in_channels=1), "in_channels=1")])
 def test_members_that_differ_are_refused(pair, other, word):
-    with pytest.raises(ValueError, match=f"Network 2 of 2 has {word}"): Ensemble([pair[0], network(0, **other)])
+    with pytest.raises(ValueError, match=f"Network 2 of 2 has {word}, network 1"): Ensemble([pair[0], network(0, **other)])
 
 
 def test_other_preprocessing_or_size_is_refused(pair):
     other = network(2)
     other.preprocess = "upstream"
     with pytest.raises(ValueError, match="preprocess=upstream"): Ensemble([pair[0], other])
-    other.preprocess, other.trained_size = pair[0].preprocess, (96, 96)
-    with pytest.raises(ValueError, match="trained_size"): Ensemble([pair[0], other])
+    other.preprocess, other.trained_size, third = pair[0].preprocess, (96, 96), network(3)
+    third.trained_size = (64, 64)
+    with pytest.raises(ValueError, match="Network 3 of 3 has trained_size=.64, 64., network 2"): Ensemble([pair[0], other, third])
 
 
-@pytest.mark.parametrize("members", ["weights.safetensors", nn.Identity(), [3]])
+@pytest.mark.parametrize("members", ["weights.safetensors", nn.Identity(), [3], {"a": nn.Identity()}, [nn.Identity]])
 def test_what_is_no_list_of_networks(members):
     with pytest.raises(TypeError, match="made of"): Ensemble(members)
 
@@ -119,3 +120,77 @@ def test_coverage_curve():
                                                  ([1, float("nan")], [1, 2], "NaN")])
 def test_coverage_curve_of_nonsense(scores, trust, word):
     with pytest.raises(ValueError, match=word): coverage_curve(scores, trust)
+
+
+def test_a_network_beside_a_plain_callable_rests(scan):
+    fresh = network(0).train()
+    key = next(k for k in fresh.state_dict() if "running_mean" in k)
+    before, together = fresh.state_dict()[key].clone(), Ensemble([fresh, lambda x: x.mean(1, keepdim=True)])
+    predict(together, scan, size=32)
+    assert fresh.training and torch.equal(before, fresh.state_dict()[key]) and list(together.parameters())
+
+
+def test_plain_callables_are_scored():
+    images = torch.randint(0, 255, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    dark = lambda x: -x.mean(1, keepdim=True)
+    assert evaluate(Ensemble([dark, dark]), (images, (images[:, :1] < 100).byte()))["n"] == 3
+
+
+def test_members_in_wrappers_say_what_they_are():
+    inside = network(0)
+    inside.preprocess, inside.trained_size = "upstream", (32, 32)
+    for outside in (nn.DataParallel(inside), TTAWrapper(nn.DataParallel(inside))):
+        both = Ensemble([outside])
+        assert both.trained_size == (32, 32) and both.preprocess == "upstream" and both.config == inside.config
+
+
+def test_a_size_that_members_learn_later_counts(pair):
+    both = Ensemble([network(4), network(5)])
+    for m in both.members: m.trained_size = (48, 48)
+    assert both.trained_size == (48, 48) and TTAWrapper(both).trained_size == (48, 48)
+
+
+def test_neither_saved_inside_a_wrapper_nor_trained_into_files(pair, tmp_path):
+    with pytest.raises(ValueError, match="each of its members"): save_weights(TTAWrapper(Ensemble(pair)), tmp_path / "all.safetensors")
+    data = torch.zeros(4, 1, 32, 32, dtype=torch.uint8), torch.zeros(4, 1, 32, 32, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="each of its members"): fit(Ensemble([network(0)]), data, epochs=1, out=tmp_path / "run", device="cpu", progress=False)
+    assert not list(tmp_path.glob("**/*.safetensors"))
+
+
+def test_its_receptive_field_is_that_of_its_members(pair):
+    from cmunext_nb import receptive_field
+    one, both = receptive_field(pair[0]), receptive_field(Ensemble(pair))
+    assert (one.height, one.width) == (both.height, both.width) and not both.unbounded
+
+
+def test_is_exported_as_one_network(pair, tmp_path):
+    from cmunext_nb import deploy
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode(): want = Ensemble(pair)(x)
+    assert np.allclose(np.asarray(deploy(Ensemble(pair), backend="torch")(x)), want, atol=1e-3)
+
+
+def test_the_benchmark_counts_what_it_says(tmp_path, monkeypatch):
+    import json, sys
+    from pathlib import Path
+    benchmarks = Path(__file__).resolve().parent.parent / "benchmarks"
+    monkeypatch.syspath_prepend(str(benchmarks))
+    monkeypatch.setattr(sys, "argv", ["ensemble.py", "--runs", str(tmp_path), "--out", str(tmp_path / "out.json")])
+    for name in ("ensemble", "machine"): sys.modules.pop(name, None)
+    import ensemble as benchmark
+    images, masks = benchmark.cn.make_phantom(4, size=64, seed=3)
+    valid = benchmark.cn.SegmentationData(images, masks, [str(i) for i in range(4)])
+    monkeypatch.setattr(benchmark.cn, "load_dataset", lambda *a, **k: (None, valid))
+    monkeypatch.setattr(benchmark, "SIZES", (64, 48, 32))
+    monkeypatch.setattr(benchmark, "LOOKS", {"one": [(64, False)], "mirror": [(64, False), (64, True)], "scales": [(s, m) for s in (64, 48, 32) for m in (False, True)]})
+    for seed in (1, 2):
+        (folder := tmp_path / f"busi_split1_cmunext_s_fast_200epochs_256px_seed{seed}").mkdir()
+        save_weights(network(seed), folder / "last.safetensors")
+    benchmark.main()
+    split = json.loads((tmp_path / "out.json").read_text())["splits"][0]
+    models = [network(seed) for seed in (1, 2)]
+    want = 100 * evaluate(Ensemble(models), valid)["iou"]
+    assert next(r["iou"] for r in split["scores"] if len(r["seeds"]) == 2 and r["looks"] == "one") == pytest.approx(want, abs=0.1)
+    views = predict(models[0], list(images[:, 0].numpy()), size=None, tta="mirror")
+    assert split["doubts"]["two views"][0]["trust"] == pytest.approx([r.agreement for r in views], abs=0.02)
+    assert sum(split["reliability"]["one look"]["n"]) == 4 * 64 * 64 and sum(split["reliability"]["one look"]["true"]) == int(masks.sum())

@@ -174,3 +174,16 @@ def test_a_stack_of_grey_images_with_as_many_masks(n, kind, pack):
 def test_a_few_grey_images_alone_go_in_as_a_list(n):
     stack = np.asarray(make_phantom(n, size=48, seed=1)[0][:, 0])
     assert len(PredictLab(images=stack, predict_size=48).scans) == 1 and len(PredictLab(images=list(stack), predict_size=48).scans) == n
+
+
+def test_the_sentence_says_how_sure_the_mask_is():
+    lab = PredictLab()
+    assert f"Stability {lab.result().stability:.2f}." in lab.words(**lab.state) and "agreement" not in lab.words(**lab.state)
+    lab.put(mirror=True)
+    assert f"agreement of image and mirror image {lab.result().agreement:.2f}." in lab.words(**lab.state)
+
+
+def test_an_ensemble_is_not_called_a_mirror_image():
+    from cmunext_nb import Ensemble, create_model
+    lab = PredictLab(Ensemble([create_model("cmunext_s").eval(), create_model("cmunext_s").eval()]), np.zeros((64, 64), np.uint8))
+    assert "agreement of all answers" in lab.words(**lab.state)

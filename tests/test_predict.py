@@ -466,3 +466,27 @@ def test_upstreams_weights_say_no_size(tmp_path):
     model.trained_size = (64, 64)
     torch.save({upstream_name(k): v for k, v in model.state_dict().items()}, tmp_path / "upstream.pth")
     assert load_upstream(model, tmp_path / "upstream.pth").trained_size is None and model.preprocess == "upstream"
+
+
+# How sure a mask is
+
+def _said(p, **more): return Prediction(np.zeros((1, *np.shape(p)[-2:]), np.uint8), np.asarray(p, np.float32), **more)
+
+
+def test_stability_by_hand():
+    p = np.repeat([0.9, 0.6, 0.4, 0.1], 4).reshape(4, 4)
+    assert _said(p).stability == pytest.approx(1 / 3)  # above 0.73: one row; above 0.27: three
+    assert _said(p, threshold=0.9).stability == pytest.approx(0)  # 0.96 and 0.77
+    assert _said(0.5 * np.ones((4, 4))).stability == 0 and _said(0 * p).stability == _said(0 * p + 1).stability == 1
+    assert _said([p, 0 * p]).stability == pytest.approx([1 / 3, 1])
+
+
+@pytest.mark.parametrize("threshold", [0, 1e-12, 0.3, 1 - 1e-12, 1])
+def test_stability_at_any_threshold(threshold):
+    value = _said(np.linspace(0, 1, 16).reshape(4, 4), threshold=threshold).stability
+    assert 0 <= value <= 1
+
+
+def test_stability_shrinks_nothing_that_is_sure():
+    p = np.where(np.arange(16).reshape(4, 4) < 6, 0.99, 0.01)
+    assert _said(p).stability == 1 and _said(0.5 + 0.3 * (p - 0.5)).stability == 0  # the same mask, said with less

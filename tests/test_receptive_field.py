@@ -452,3 +452,40 @@ def test_what_is_written_in_place_is_kept(use):
             return y
     field = receptive_field(Written(), image_size=32)
     assert field.height == field.width == 5
+
+
+IN_PARTS = dict(
+    copied=lambda y, z: y[:, 0].copy_(z[:, 0]), added=lambda y, z: y[:, :2].add_(z[:, :2]), chunk=lambda y, z: y.chunk(2, 1)[0].add_(z[:, :2]),
+    view=lambda y, z: y.view_as(y).add_(z), data=lambda y, z: y.data.add_(z), out=lambda y, z: torch.add(y, z, out=y), twice=lambda y, z: y[:, :2][:, :1].mul_(z[:, :1]))
+
+
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("use", IN_PARTS)
+def test_what_is_written_into_a_part_is_kept_or_refused(use, dense):
+    class Written(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.near, self.far = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 5, padding=2)
+        def forward(self, x):
+            y, z = self.near(x), self.far(x)
+            if dense: y = torch.cat([y[:, :2], y[:, 2:]], 1).clone()
+            IN_PARTS[use](y, z)
+            return y
+    try: field = receptive_field(Written(), image_size=32)
+    except ValueError as error: assert "into a part of a map" in str(error) and not dense
+    else: assert field.height == field.width == 5
+
+
+@pytest.mark.parametrize("text, height", [("torch.greater(x, 0).float()", 3), ("torch.less_equal(x, 0) * 1.0", 3), ("torch.signbit(x).float()", 3), ("torch.isposinf(x) * 2.0", 3),
+                                          ("x * (x > 0).any()", math.inf), ("x * torch.greater(x.mean((2, 3), True), 0)", math.inf)])
+def test_other_ways_to_a_mask(text, height):
+    field = receptive_field(After(eval(f"lambda x: {text}")), image_size=32)
+    assert field.unbounded if height == math.inf else field.height == height
+
+
+def test_a_check_on_the_way_is_no_use_of_the_whole_map():
+    def checked(x):
+        if not torch.isfinite(x).all() or torch.isnan(x).any(): raise ValueError
+        return x
+    field = receptive_field(After(checked), image_size=32)
+    assert (field.height, field.through) == (3, ())

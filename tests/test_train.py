@@ -573,3 +573,40 @@ def test_a_recipe_that_grows_is_asked_at_the_whole_size_from_the_start():
     model, data = tiny(), blobs(4, 64)
     fit(model, data, data, "fast", epochs=1, device="cpu", progress=False)  # one epoch at half size, of a recipe that ends at the whole
     assert model.trained_size == (64, 64)
+
+
+def test_evaluate_refuses_at_a_size_what_it_refuses_at_their_own():
+    class Half(torch.nn.Module):
+        def forward(self, x): return x.mean(1, keepdim=True)[..., ::2, ::2]
+    class Endless(torch.nn.Module):
+        def forward(self, x): return x.mean(1, keepdim=True) / 0
+    images, masks = blobs(4, 64, channels=3)
+    for size in (None, (32, 32)):
+        with pytest.raises(ValueError): evaluate(Half(), (images, masks), size=size)
+    with pytest.raises(ValueError, match="NaN or infinite"): evaluate(Endless(), (images, masks), size=32)
+    assert evaluate(tiny(), (images, masks), size=32) == evaluate(tiny(), (images, masks), size=(32, 32))
+
+
+def test_sizes_start_before_the_end():
+    with pytest.raises(ValueError, match="shares of the epochs"): get_recipe("fast", sizes=((0.0, 0.5), (1.0, 1.0)))
+
+
+def test_half_goes_on_after_a_stop(tmp_path):
+    train, valid = blobs(8, 64), blobs(4, 64, seed=1)
+    run = lambda out, **more: (m := tiny(), fit(m, train, valid, "half", epochs=4, batch_size=4, amp=False, validate_every=1, out=out, device="cpu", progress=False, **more))
+    whole = run(tmp_path / "a")
+    run(tmp_path / "b", on_epoch=lambda r: r.epoch < 2)
+    again = run(tmp_path / "b")
+    assert again[0].trained_size == (32, 32) and [r["iou"] for r in again[1].rows] == [r["iou"] for r in whole[1].rows]
+
+
+def test_validation_images_of_another_size_are_seen_at_the_trained_one():
+    model = tiny()
+    history = fit(model, blobs(8, 64), blobs(4, 48, seed=1), "half", epochs=2, batch_size=4, amp=False, validate_every=1, device="cpu", progress=False)
+    assert model.trained_size == (32, 32) and history.last["valid_loss"] == pytest.approx(evaluate(model, blobs(4, 48, seed=1))["loss"], abs=1e-5)
+
+
+def test_the_network_inside_a_wrapper_learns_its_size():
+    inside = tiny()
+    fit(torch.nn.DataParallel(inside), blobs(4, 64), None, "half", epochs=1, device="cpu", progress=False)
+    assert inside.trained_size == (32, 32)

@@ -16,7 +16,7 @@ from ..measure import mask_measures
 from ..model import create_model
 from ..phantom import make_phantom
 from ..plot import COLORS, as_picture, outline, overlay, rgb
-from ..predict import _is_single, predict
+from ..predict import _is_single, _members, predict
 
 # %% ../../nbs/44_predict_lab.ipynb #3b3d94e9
 class PredictLab(Lab):
@@ -142,7 +142,7 @@ def _words(self, scan, threshold, mirror, truth, pixel_size):
         said = [f"{item['name']}, {result.mask.shape[1]} x {result.mask.shape[0]} pixels: the mask covers {sum(p['area'] for p in parts):.0f} {unit}²"
                 f" ({result.mask.mean():.1%}) in {len(parts)} part{'s' if many else ''}. {'The largest: d' if many else 'D'}iameter {first['diameter']:.1f}"
                 f" {unit}, across it {first['across']:.1f} {unit}, outline {first['outline']:.1f} {unit}."]
-    said.append(f"Stability {result.stability:.2f}" + ("." if result.agreement is None else f", agreement of image and mirror image {result.agreement:.2f}."))
+    said.append(f"Stability {result.stability:.2f}" + ("." if result.agreement is None else f", agreement of {'image and mirror image' if len(_members(self.model)) == 1 else 'all answers'} {result.agreement:.2f}."))
     if item["mask"] is not None:
         said.append("Against the true mask: " + ", ".join(f"{'IoU F1'.split()[k == 'f1'] if k in ('iou', 'f1') else k} {v:.3f}" for k, v in result.score(item["mask"]).items()) + ".")
     elif item["own"]: said.append("There is no true mask of your own image to compare with. For learning and research; not a medical device.")
