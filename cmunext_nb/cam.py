@@ -246,6 +246,7 @@ def seg_cam(
 ) -> CAM:
     "Which places of a layer speak for a region's logits, as a map of the image's size. Mode, weights and gradients are as before, also after an error."
     if method not in METHODS: raise unknown_name("method", method, METHODS)
+    if getattr(model, "is_ensemble", False): raise ValueError("An ensemble has a map for each of its networks: explain its members one by one.")
     pixels, x = as_images(model, image)
     if len(pixels) != 1: raise ValueError(f"seg_cam explains one image; here are {len(pixels)}. Call it once for each.")
     if size is not None: x = as_images(model, pixels, size)[1]

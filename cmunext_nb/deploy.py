@@ -22,7 +22,7 @@ from .files import quiet
 from .inverted_bottleneck import InvertedBottleneck
 from .layers import as_logits
 from .model import CMUNeXt, DecoderStage, check_input, create_model, unknown_name
-from .predict import Prediction, _core, _read, _threshold, at_rest, average_views, network_channels
+from .predict import Prediction, TTAWrapper, _core, _read, _threshold, at_rest, average_views, network_channels
 from .receptive_field import receptive_fields
 from .skip_fusion import SkipFusion
 from .weights import PREPROCESSING, _unwrapped, atomic_write, preprocess as _preprocess, to_channels
@@ -132,6 +132,7 @@ def _quiet():
 def _program(model):
     "The folded network as a `torch.export` program of free batch, height and width."
     if not hasattr(torch.export.Dim, "DYNAMIC"): raise ImportError(f"Exporting free sizes needs torch 2.6 or newer, this is {torch.__version__}: pip install -U torch")
+    if isinstance(_core(model), TTAWrapper): raise TypeError("An average over views is not exported. Deploy the network inside it, and ask for the views in predict(deployed, image, tta=...).")
     free = torch.export.Dim.DYNAMIC
     net = fold(model).cpu().float().requires_grad_(False)
     x = torch.zeros(2, network_channels(model), 96, 80)

@@ -194,3 +194,20 @@ def test_the_benchmark_counts_what_it_says(tmp_path, monkeypatch):
     views = predict(models[0], list(images[:, 0].numpy()), size=None, tta="mirror")
     assert split["doubts"]["two views"][0]["trust"] == pytest.approx([r.agreement for r in views], abs=0.02)
     assert sum(split["reliability"]["one look"]["n"]) == 4 * 64 * 64 and sum(split["reliability"]["one look"]["true"]) == int(masks.sum())
+
+
+def test_a_map_is_of_one_network(pair, scan):
+    from cmunext_nb import seg_cam
+    with pytest.raises(ValueError, match="its members one by one"): seg_cam(Ensemble(pair), scan)
+
+
+def test_views_are_not_exported(pair):
+    from cmunext_nb import export_program
+    with pytest.raises(TypeError, match="Deploy the network inside it"): export_program(TTAWrapper(pair[0]))
+
+
+def test_an_ensemble_becomes_one_program(pair):
+    from cmunext_nb import export_program
+    x = torch.randn(2, 3, 64, 96)
+    with torch.inference_mode(): want, got = Ensemble(pair)(x), export_program(Ensemble(pair)).module()(x)
+    assert torch.allclose(got, want, atol=1e-3)
