@@ -221,15 +221,14 @@ def _wanted(model, size):
     size = getattr(_unwrapped(model), "trained_size", None) if isinstance(size, str) else size
     return size if size is None else (size, size) if isinstance(size, int) else tuple(size)
 
-def _fit_to(x, size): return x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, tuple(size), mode="bilinear", antialias=True, align_corners=False)
-
 def _seen_at(model, x, size, layout):
     "Logits at the images' own size, of a network that sees them at `size`; on the way back probabilities are enlarged, within 14 of 0 as logits."
-    logits = model(_fit_to(x, size).contiguous(memory_format=layout))
+    from cmunext_nb.predict import resize  # of the next notebook, which explains it
+    logits = model(resize(x, size).contiguous(memory_format=layout))
     if tuple(size) == tuple(x.shape[-2:]): return logits
     if logits.shape[-2:] != tuple(size): raise ValueError(f"the network gives maps of {tuple(logits.shape[-2:])} for images of {tuple(size)}: expected logits of the images' size")
     if not torch.isfinite(logits).all(): raise ValueError("the logits hold NaN or infinite values")
-    return torch.logit(_fit_to(torch.sigmoid(logits.float()), x.shape[-2:]), eps=1e-6)
+    return torch.logit(resize(torch.sigmoid(logits.float()), x.shape[-2:]), eps=1e-6)
 
 # %% ../nbs/15_train.ipynb #dc6bce5d
 @torch.no_grad()
