@@ -1,7 +1,8 @@
-"""How sure a mask is, asked in four ways, and what several networks know together: python benchmarks/ensemble.py --runs FOLDER ... [--root FOLDER] [--out FILE]
+"""How sure a mask is, asked in four ways, and what several networks know together: python benchmarks/ensemble.py --runs FOLDER ... [--recipe fast] [--epochs 200] [--root FOLDER] [--out FILE]
 
-The folders are those of python -m cmunext_nb.reproduce (--out). Each run in them that trained CMUNeXt-S by the recipe fast for 200 epochs is a member,
-with its last weights, if its seed was trained on every split that is there. On the validation part of each split: the IoU of one network, of two, ..., with
+The folders are those of python -m cmunext_nb.reproduce (--out). Each run in them that trained CMUNeXt-S by the recipe for so many epochs is a member,
+with its last weights, if its seed was trained on every split that is there. Looks have the size that a network was trained at (the recipe half: 128 pixels),
+at three sizes also 7/8 and 3/4 of it; its probabilities are enlarged, and the masks are those of 256 pixels. On the validation part of each split: the IoU of one network, of two, ..., with
 one look, mirrored and at three sizes; for each scan its IoU and four measures of doubt; and how often a pixel of each probability is lesion. Takes about
 two minutes a network on one core.
 """
@@ -17,13 +18,16 @@ from cmunext_nb.weights import preprocess, to_channels
 from machine import machine
 
 ROOT = Path(__file__).resolve().parent.parent
-RUN = re.compile(r"busi_split(\d)_cmunext_s_fast_200epochs_256px_seed(\d+)$")
-SIZES = (256, 224, 192)
-LOOKS = {"one": [(256, False)], "mirror": [(256, False), (256, True)], "scales": list(itertools.product(SIZES, (False, True)))}
+SIDES = (1, 7 / 8, 3 / 4)  # of the side that a network was trained at
+LOOKS = {"one": [(1, False)], "mirror": [(1, False), (1, True)], "scales": list(itertools.product(SIDES, (False, True)))}
 
 
-def look(model, x, side, mirrored):
+def pixels(model): return max(getattr(model, "trained_size", None) or (256,))
+
+
+def look(model, x, share, mirrored):
     "Probabilities (N, 256, 256) of one look, in half precision to save memory."
+    side = round(share * pixels(model))
     with torch.inference_mode():
         seen = [resize(part.flip(-1) if mirrored else part, (side, side)) for part in x.split(16)]
         p = torch.cat([torch.sigmoid(resize(model(s.contiguous(memory_format=torch.channels_last)), x.shape[-2:])) for s in seen])
@@ -67,7 +71,7 @@ def one_split(split, runs, root):
         for seeds in itertools.combinations(runs, k):
             p = merged(ask(seeds, looks))[0]
             scores.append(dict(seeds=list(seeds), looks=looks, **{m: round(100 * per_scan(p, truth, m).mean().item(), 2) for m in ("iou", "f1")}))
-    sides = {side: [round(100 * per_scan(seen[s][side, False].float(), truth).mean().item(), 2) for s in runs] for side in SIZES}
+    sides = {round(side * pixels(model)): [round(100 * per_scan(seen[s][side, False].float(), truth).mean().item(), 2) for s in runs] for side in SIDES}
     stability, agreement, area = lambda r: r.stability, lambda r: r.agreement, lambda r: r.area
     doubts = {kind: [doubt(ask(seeds, looks), truth, measure) for seeds in groups] for kind, groups, looks, measure in (
         ("one look", [[s] for s in runs], "one", stability), ("two views", [[s] for s in runs], "mirror", agreement),
@@ -80,16 +84,19 @@ def one_split(split, runs, root):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", nargs="+", type=Path, required=True, help="folders of finished runs (--out of reproduce)")
+    parser.add_argument("--recipe", default="fast")
+    parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--root", help="folder of BUSI")
     parser.add_argument("--out", type=Path, default=ROOT / "nbs/results/ensemble.json")
     args = parser.parse_args()
+    run = re.compile(rf"busi_split(\d)_cmunext_s_{re.escape(args.recipe)}_{args.epochs}epochs_256px_seed(\d+)$")
     found = {}
     for folder in sorted(f for runs in args.runs for f in runs.iterdir()):
-        if (name := RUN.match(folder.name)) and (folder / "last.safetensors").exists(): found.setdefault(int(name[1]), {})[int(name[2])] = folder
+        if (name := run.match(folder.name)) and (folder / "last.safetensors").exists(): found.setdefault(int(name[1]), {})[int(name[2])] = folder
     shared = sorted(set.intersection(*map(set, found.values()))) if found else []
-    if len(shared) < 2: parser.error(f"expected runs busi_split*_cmunext_s_fast_200epochs_256px_seed* with two seeds that every split has in {', '.join(map(str, args.runs))}")
+    if len(shared) < 2: parser.error(f"expected runs busi_split*_cmunext_s_{args.recipe}_{args.epochs}epochs_256px_seed* with two seeds that every split has in {', '.join(map(str, args.runs))}")
     splits = [one_split(split, {seed: runs[seed] for seed in shared}, args.root) for split, runs in sorted(found.items())]
-    args.out.write_text(json.dumps(dict(machine=machine(), model="cmunext_s", recipe="fast, 200 epochs", splits=splits)) + "\n")
+    args.out.write_text(json.dumps(dict(machine=machine(), model="cmunext_s", recipe=f"{args.recipe}, {args.epochs} epochs", splits=splits)) + "\n")
 
 
 if __name__ == "__main__": main()

@@ -242,7 +242,7 @@ def seg_cam(
     mask=None, # true mask (H, W), for the regions "true", "fp" and "fn"
     channel: int = 0, # the class that is explained
     threshold: float = 0.5, # a pixel is in the predicted mask where its sigmoid is above this
-    size=None, # side, or (height, width), at which the network sees the image; None: the image's own
+    size=None, # side, or (height, width), at which the network sees the image, such as its `trained_size`; None: the image's own
 ) -> CAM:
     "Which places of a layer speak for a region's logits, as a map of the image's size. Mode, weights and gradients are as before, also after an error."
     if method not in METHODS: raise unknown_name("method", method, METHODS)

@@ -165,6 +165,12 @@ def test_a_data_set_brings_its_masks_and_names(model):
     assert lab.names == list(map(str, valid.names)) and (lab.masks[2] == (valid.masks[2, 0].numpy() > 0)).all()
 
 
+def test_shows_a_network_what_it_was_trained_on(scans):
+    small = create_model("cmunext_s", pretrained="phantom").eval()
+    small.trained_size = (64, 64)
+    assert GradCAMLab(small, *scans).pixels.shape[-2:] == (64, 64) and GradCAMLab(small, *scans, size=96).pixels.shape[-2:] == (96, 96)
+
+
 @pytest.mark.parametrize("call, word", [(lambda m, s: GradCAMLab(m, s[0], s[1][:2]), "3 images and 2 masks"), (lambda m, s: GradCAMLab(m, []), "no image"),
                                         (lambda m, s: GradCAMLab(nn.Flatten(), s[0], size=64), "layer|map")])
 def test_mistakes_are_named(call, word, model, scans):

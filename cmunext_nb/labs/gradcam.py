@@ -37,10 +37,11 @@ class GradCAMLab(Lab):
         model=None, # network; None: CMUNeXt-S trained on phantoms
         images=None, # images as in `as_images`; None: six phantoms
         masks=None, # their true masks, one each; None: those of a SegmentationData, or none
-        size=256, # side, or (height, width), to which images and masks are brought; None keeps the images' own, which must then be equal
+        size="trained", # side, or (height, width), to which images and masks are brought; "trained": `model.trained_size`, else 256; None keeps the images' own, which must then be equal
     ):
         if images is None: images, masks = make_phantom(6, size=256, seed=21)
         self.model = create_model("cmunext_s", pretrained="phantom").eval() if model is None else model
+        if size == "trained": size = getattr(self.model, "trained_size", None) or 256
         self.pixels, x = as_images(self.model, images, size)
         n, self.shape, self._given = len(self.pixels), tuple(self.pixels.shape[-2:]), self.pixels
         self.classes = _map_sizes(self.model, x[:1])[1]
