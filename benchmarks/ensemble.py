@@ -1,10 +1,10 @@
-"""How sure a mask is, asked in four ways, and what several networks know together: python benchmarks/ensemble.py --runs FOLDER ... [--recipe fast] [--epochs 200] [--root FOLDER] [--out FILE]
+"""How sure a mask is, asked in four ways, and what several networks know together: python benchmarks/ensemble.py --runs FOLDER ... [--recipe fast] [--epochs 200] [--six scales] [--root FOLDER] [--out FILE]
 
 The folders are those of python -m cmunext_nb.reproduce (--out). Each run in them that trained CMUNeXt-S by the recipe for so many epochs is a member,
-with its last weights, if its seed was trained on every split that is there. Looks have the size that a network was trained at (the recipe half: 128 pixels),
-at three sizes also 7/8 and 3/4 of it; its probabilities are enlarged, and the masks are those of 256 pixels. On the validation part of each split: the IoU of one network, of two, ..., with
-one look, mirrored and at three sizes; for each scan its IoU and four measures of doubt; and how often a pixel of each probability is lesion. Takes about
-two minutes a network on one core.
+with its last weights, if its seed was trained on every split that is there. A network is shown the size that it was trained at (the recipe half: 128 pixels),
+with six looks also 7/8 and 3/4 of it, or with --six zoom 9/8 and 7/8; its probabilities are enlarged, and the masks are those of 256 pixels. On the
+validation part of each split: the IoU of one network, of two, ..., with one look, mirrored and with six looks; for each scan its IoU and four measures of
+doubt; and how often a pixel of each probability is lesion. Takes about two minutes a network of 256 pixels on one core.
 """
 import argparse, itertools, json, re
 from pathlib import Path
@@ -18,8 +18,8 @@ from cmunext_nb.weights import preprocess, to_channels
 from machine import machine
 
 ROOT = Path(__file__).resolve().parent.parent
-SIDES = (1, 7 / 8, 3 / 4)  # of the side that a network was trained at
-LOOKS = {"one": [(1, False)], "mirror": [(1, False), (1, True)], "scales": list(itertools.product(SIDES, (False, True)))}
+LOOKS = {name: list(itertools.product(sides, mirrored)) for name, sides, mirrored in (  # shares of the side that a network was trained at
+    ("one", (1,), (False,)), ("mirror", (1,), (False, True)), ("scales", (1, 7 / 8, 3 / 4), (False, True)), ("zoom", (1, 9 / 8, 7 / 8), (False, True)))}
 
 
 def pixels(model): return max(getattr(model, "trained_size", None) or (256,))
@@ -57,27 +57,27 @@ def reliability(p, truth):
     return dict(n=np.bincount(tenth, minlength=10).tolist(), said=np.bincount(tenth, p, 10).round().astype(int).tolist(), true=np.bincount(tenth, truth, 10).astype(int).tolist())
 
 
-def one_split(split, runs, root):
+def one_split(split, runs, root, six):
     _, valid = cn.load_dataset("busi", root=root, split=split, size=256)
     truth, x = valid.masks[:, 0] > 0, preprocess(to_channels(valid.images, 3))
-    seen = {}
+    looks_at, seen = {"one": LOOKS["one"], "mirror": LOOKS["mirror"], six: LOOKS[six]}, {}
     for seed, folder in runs.items():
         model = cn.load_weights(folder / "last.safetensors").eval().to(memory_format=torch.channels_last)
-        seen[seed] = {view: look(model, x, *view) for view in LOOKS["scales"]}
+        seen[seed] = {view: look(model, x, *view) for view in looks_at[six]}
         print(f"split {split}, seed {seed}", flush=True)
-    ask = lambda seeds, looks: [seen[s][v] for s in seeds for v in LOOKS[looks]]
+    ask = lambda seeds, looks: [seen[s][v] for s in seeds for v in looks_at[looks]]
     scores = []
-    for k, looks in itertools.product(range(1, len(runs) + 1), LOOKS):
+    for k, looks in itertools.product(range(1, len(runs) + 1), looks_at):
         for seeds in itertools.combinations(runs, k):
             p = merged(ask(seeds, looks))[0]
             scores.append(dict(seeds=list(seeds), looks=looks, **{m: round(100 * per_scan(p, truth, m).mean().item(), 2) for m in ("iou", "f1")}))
-    sides = {round(side * pixels(model)): [round(100 * per_scan(seen[s][side, False].float(), truth).mean().item(), 2) for s in runs] for side in SIDES}
+    sides = {round(side * pixels(model)): [round(100 * per_scan(seen[s][side, False].float(), truth).mean().item(), 2) for s in runs] for side, mirrored in looks_at[six] if not mirrored}
     stability, agreement, area = lambda r: r.stability, lambda r: r.agreement, lambda r: r.area
     doubts = {kind: [doubt(ask(seeds, looks), truth, measure) for seeds in groups] for kind, groups, looks, measure in (
         ("one look", [[s] for s in runs], "one", stability), ("two views", [[s] for s in runs], "mirror", agreement),
-        ("all networks", [list(runs)], "one", agreement), ("all networks, six looks", [list(runs)], "scales", agreement), ("size of the mask", [[s] for s in runs], "one", area))}
+        ("all networks", [list(runs)], "one", agreement), ("all networks, six looks", [list(runs)], six, agreement), ("size of the mask", [[s] for s in runs], "one", area))}
     says = {kind: reliability(merged(ask(seeds, looks))[0], truth) for kind, seeds, looks in (
-        ("one look", list(runs)[:1], "one"), ("two views", list(runs)[:1], "mirror"), ("all networks", list(runs), "one"), ("all networks, six looks", list(runs), "scales"))}
+        ("one look", list(runs)[:1], "one"), ("two views", list(runs)[:1], "mirror"), ("all networks", list(runs), "one"), ("all networks, six looks", list(runs), six))}
     return dict(split=split, seeds=list(runs), names=list(valid.names), scores=scores, sides=sides, doubts=doubts, reliability=says)
 
 
@@ -86,6 +86,7 @@ def main():
     parser.add_argument("--runs", nargs="+", type=Path, required=True, help="folders of finished runs (--out of reproduce)")
     parser.add_argument("--recipe", default="fast")
     parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--six", choices=("scales", "zoom"), default="scales", help="sizes of the six looks, as tta of predict (default: scales)")
     parser.add_argument("--root", help="folder of BUSI")
     parser.add_argument("--out", type=Path, default=ROOT / "nbs/results/ensemble.json")
     args = parser.parse_args()
@@ -95,7 +96,7 @@ def main():
         if (name := run.match(folder.name)) and (folder / "last.safetensors").exists(): found.setdefault(int(name[1]), {})[int(name[2])] = folder
     shared = sorted(set.intersection(*map(set, found.values()))) if found else []
     if len(shared) < 2: parser.error(f"expected runs busi_split*_cmunext_s_{args.recipe}_{args.epochs}epochs_256px_seed* with two seeds that every split has in {', '.join(map(str, args.runs))}")
-    splits = [one_split(split, {seed: runs[seed] for seed in shared}, args.root) for split, runs in sorted(found.items())]
+    splits = [one_split(split, {seed: runs[seed] for seed in shared}, args.root, args.six) for split, runs in sorted(found.items())]
     args.out.write_text(json.dumps(dict(machine=machine(), model="cmunext_s", recipe=f"{args.recipe}, {args.epochs} epochs", splits=splits)) + "\n")
 
 

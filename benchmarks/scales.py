@@ -33,7 +33,7 @@ def main():
     model = cn.create_model("cmunext_s", pretrained="busi")
     score = lambda network: {k: round(100 * v, 2) for k, v in cn.evaluate(network, valid).items() if k in ("iou", "f1")}
     sides = {side: score(Shown(model, side)) for side in SIDES}
-    averages = {str(tta): score(TTAWrapper(model, tta)) for tta in (False, "mirror", "scales")}
+    averages = {str(tta): score(TTAWrapper(model, tta)) for tta in (False, "mirror", "scales", "zoom")}
     result = dict(machine=machine(), model="cmunext_s, pretrained='busi'", data="busi, split 1, validation", n=len(valid), sides=sides, averages=averages)
     args.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))

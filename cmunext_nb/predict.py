@@ -69,12 +69,12 @@ def at_rest(
 
 # %% ../nbs/16_predict.ipynb #abb51663
 def views(
-    tta, # False: the image as it is; True or "mirror": it and its mirror image, 2; "flips": all 4 flips; "d4": flips and quarter turns, 8; "scales": as "mirror", at 3 sizes, of small images at fewer (`view_sizes`)
+    tta, # False: the image as it is; True or "mirror": it and its mirror image, 2; "flips": all 4 flips; "d4": flips and quarter turns, 8; "scales" and "zoom": as "mirror", at 3 sizes (`view_sizes`)
 ) -> list: # of (axes to flip, whether height and width were exchanged before)
     "The ways to look at one image for test-time averaging; choose those that the training has shown."
     flips = [((), False), ((-1,), False), ((-2,), False), ((-2, -1), False)]
-    known = {False: flips[:1], **dict.fromkeys((True, "mirror", "scales"), flips[:2]), "flips": flips, "d4": flips + [(axes, True) for axes, _ in flips]}
-    if tta not in known: raise ValueError(f"tta={tta!r}: expected False, True or 'mirror' (2 views), 'flips' (4), 'd4' (8) or 'scales' (2 at 3 sizes).")
+    known = {False: flips[:1], **dict.fromkeys((True, "mirror", "scales", "zoom"), flips[:2]), "flips": flips, "d4": flips + [(axes, True) for axes, _ in flips]}
+    if tta not in known: raise ValueError(f"tta={tta!r}: expected False, True or 'mirror' (2 views), 'flips' (4), 'd4' (8), 'scales' or 'zoom' (2 at 3 sizes).")
     return known[tta]
 
 # %% ../nbs/16_predict.ipynb #b37fbac7
@@ -111,10 +111,10 @@ def view_sizes(
     tta, # as in `views`
     size, # (height, width) of the image, pixels
 ) -> list: # of (height, width)
-    "The sizes at which each view is seen: the image's own, and with \"scales\" also 7/8 and 3/4 of it, in multiples of 32, which every network here takes: two sizes for 128 pixels, one for 64."
-    sizes = [tuple(size)]
-    if tta == "scales": sizes += [tuple(max(32, round(s * n / 32) * 32) for n in size) for s in (7 / 8, 3 / 4)]
-    return list(dict.fromkeys(sizes))
+    "The sizes at which each view is seen: the image's own; with \"scales\" also 7/8 and 3/4 of it, in multiples of 32 (two sizes for 128 pixels, one for 64); with \"zoom\" 9/8 and 7/8, in multiples of 16."
+    step, *shares = {"scales": (32, 7 / 8, 3 / 4), "zoom": (16, 9 / 8, 7 / 8)}.get(tta, (1,))
+    sizes = [tuple(max(step, round(share * n / step) * step) for n in size) for share in shares]
+    return list(dict.fromkeys([tuple(size), *sizes]))
 
 def average_views(
     model, # gives logits (N, num_classes, H, W) for (N, in_channels, H, W); the members of an `Ensemble` are asked one by one
@@ -327,7 +327,7 @@ def predict(
     model, # network, or any callable from (N, in_channels, H, W) to logits (N, num_classes, H, W)
     image, # path, array (H, W) or (H, W, C), PIL image, tensor (C, H, W); a batch (N, C, H, W), a list or a SegmentationData give a list
     threshold: float = 0.5, # a pixel belongs to the mask where its probability is above this
-    tta=False, # average over views: True for the image and its mirror image, "flips" for 4, "d4" for 8, "scales" for 2 at 3 sizes, see `views`
+    tta=False, # average over views: True for the image and its mirror image, "flips" for 4, "d4" for 8, "scales" or "zoom" for 2 at 3 sizes, see `views`
     size="trained", # side, or (height, width), at which the network sees the image; "trained": `model.trained_size`, else 256; None: the image's own
     device=None, # where to compute; None: where the network is
     batch_size: int = 8, # images of one shape that go through the network together

@@ -125,9 +125,11 @@ def _protocols(model, best, valid, device):
     return {**scores, **_averages(model, valid, device)}
 
 # %% ../nbs/49_reproduce.ipynb #7ca558cf
-def _averages(model, valid, device):
-    "Scores of the mean over the image and its mirror image, and over both at three sizes."
-    return {f"last_{tta}": _rounded(evaluate(TTAWrapper(model, tta), valid, device)) for tta in ("mirror", "scales")}
+_AVERAGES = "mirror", "scales", "zoom"
+
+def _averages(model, valid, device, kinds=_AVERAGES):
+    "Scores of the mean over the image and its mirror image, over both at three sizes from the whole down, and at three around it."
+    return {f"last_{tta}": _rounded(evaluate(TTAWrapper(model, tta), valid, device)) for tta in kinds}
 
 # %% ../nbs/49_reproduce.ipynb #07062410
 def _machine(device):
@@ -221,7 +223,7 @@ def summarise(
     groups, rows = {}, []
     for r in results: groups.setdefault((r["data"], r["recipe"], repr(r["changes"]), r["epochs"], r["size"], r["model"]), []).append(r)
     for (data, recipe, _, epochs, size, model), runs in groups.items():
-        scores = {f"{p}_{m}": _mean_over(runs, p, m) for p in ("best", "last", "last_clean", "last_mirror", "last_scales") for m in ("iou", "f1")}
+        scores = {f"{p}_{m}": _mean_over(runs, p, m) for p in ("best", "last", "last_clean", "last_mirror", "last_scales", "last_zoom") for m in ("iou", "f1")}
         rows.append(dict(data=data, recipe=recipe, changes=runs[0]["changes"], epochs=epochs, size=size, model=model, parameters=runs[0]["parameters"],
                          splits=sorted({r["split"] for r in runs}), seeds=sorted({r["seed"] for r in runs}),
                          runs_each=[sum(r["split"] == s for r in runs) for s in sorted({r["split"] for r in runs})], spread=_spread_over(runs, "best", "iou"),
@@ -234,12 +236,12 @@ def results_table(
 ) -> str:
     "A table as text: both protocols, IoU / F1 in percent, a dash where nothing was measured."
     pair = lambda row, p: "-" if row[f"{p}_iou"] is None else f"{row[f'{p}_iou']:.2f} / {row[f'{p}_f1']:.2f}"
-    head = "data,system,schedule,splits x seeds,paper's protocol,spread,last epoch,last clean,last mirrored,at 3 sizes,minutes".split(",")
+    head = "data,system,schedule,splits x seeds,paper's protocol,spread,last epoch,last clean,last mirrored,at 3 sizes,zoomed,minutes".split(",")
     lines = [head]
     for r in sorted(summarise(load_results() if results is None else results), key=lambda r: (r["data"], r["recipe"], r["epochs"], r["size"], r["parameters"])):
         changes = "".join(f" {word}" for word in changed_fields(r["changes"]))
         lines.append((r["data"], r["model"], f"{r['recipe']}{changes}, {r['epochs']} epochs, {r['size']} px", f"{','.join(map(str, r['splits']))} x {'-'.join(map(str, sorted({min(r['runs_each']), max(r['runs_each'])})))}",
-                      pair(r, "best"), "-" if r["spread"] is None else f"{r['spread']:.2f}", pair(r, "last"), pair(r, "last_clean"), pair(r, "last_mirror"), pair(r, "last_scales"), f"{r['minutes']:.1f}"))
+                      pair(r, "best"), "-" if r["spread"] is None else f"{r['spread']:.2f}", pair(r, "last"), pair(r, "last_clean"), pair(r, "last_mirror"), pair(r, "last_scales"), pair(r, "last_zoom"), f"{r['minutes']:.1f}"))
     if len(lines) == 1: return "no finished run yet: python -m cmunext_nb.reproduce --data busi --models cmunext_s --splits 1 --recipe paper"
     widths = [max(len(row[i]) for row in lines) for i in range(len(head))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in lines)
@@ -290,13 +292,14 @@ def _rescore(a):
     load, device = lru_cache(1)(lambda split: _load(a, split)[1]), pick_device(a.device)
     for line in load_results(a.results):
         file = Path(a.out) / line["name"] / "last.safetensors"
-        if "last_scales" in line or not file.exists(): continue
+        lacking = [tta for tta in _AVERAGES if f"last_{tta}" not in line]
+        if not lacking or not file.exists(): continue
         valid = load(line["split"])
         model = load_weights(file, build_system(line["model"], line["seed"], num_classes=valid.masks.shape[1])).to(device)
         again = evaluate(model, valid, device)["iou"]
         if abs(again - line["last"]["iou"]) > 2e-3:
             raise ValueError(f"{file} has an IoU of {again:.4f} here and {line['last']['iou']:.4f} in its line: other weights, or other images than --data {a.data} --size {a.size}")
-        add_result({**line, **_averages(model, valid, device)}, a.results)
+        add_result({**line, **_averages(model, valid, device, lacking)}, a.results)
         print(f"{line['name']}: scored again", flush=True)
 
 # %% ../nbs/49_reproduce.ipynb #49jobs02

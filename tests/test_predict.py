@@ -52,7 +52,7 @@ def test_the_network_of_these_tests_says_something():
 # sizes
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 90), (15, 17), (16, 16), (33, 47), (301, 20), (512, 512)])
-@pytest.mark.parametrize("tta", [False, True, "flips", "d4", "scales"])
+@pytest.mark.parametrize("tta", [False, True, "flips", "d4", "scales", "zoom"])
 def test_the_result_has_the_image_s_size(shape, tta):
     r = predict(tiny(), picture(*shape), size=32, tta=tta)
     assert r.mask.shape == r.probability.shape == shape and r.image.shape == (1, *shape)
@@ -306,14 +306,18 @@ def test_sizes_are_multiples_of_32_and_each_once(size, wanted):
     assert view_sizes("scales", size) == wanted and view_sizes("flips", size) == [size]
 
 
-def test_scales_are_the_mean_over_sizes_and_the_mirror():
+@pytest.mark.parametrize("size, wanted", [((128, 128), [(128, 128), (144, 144), (112, 112)]), ((256, 192), [(256, 192), (288, 224), (224, 160)]), ((16, 16), [(16, 16)])])
+def test_zoomed_sizes_are_multiples_of_16_around_the_own(size, wanted): assert view_sizes("zoom", size) == wanted
+
+
+@pytest.mark.parametrize("tta, sizes", [("scales", [(128, 160), (128, 128), (96, 128)]), ("zoom", [(128, 160), (144, 176), (112, 144)])])
+def test_scales_are_the_mean_over_sizes_and_the_mirror(tta, sizes):
     model, x = tiny().eval(), torch.randn(2, 3, 128, 160)
     with torch.no_grad():
-        sizes = [(128, 160), (128, 128), (96, 128)]
-        assert view_sizes("scales", (128, 160)) == sizes
-        by_hand = torch.stack([resize(model(resize(v, s)), (128, 160)).sigmoid() if v is x else resize(model(resize(v, s)).flip(-1), (128, 160)).sigmoid()
-                               for s in sizes for v in (x, x.flip(-1))])
-        mean, spread = average_views(model, x, "scales")
+        assert view_sizes(tta, (128, 160)) == sizes
+        small = [resize(x, s) for s in sizes]
+        by_hand = torch.stack([resize(y, (128, 160)).sigmoid() for v in small for y in (model(v), model(v.flip(-1)).flip(-1))])
+        mean, spread = average_views(model, x, tta)
     torch.testing.assert_close(mean, by_hand.mean(0), atol=1e-5, rtol=0)
     torch.testing.assert_close(spread, by_hand.std(0, unbiased=False), atol=1e-4, rtol=0)
 

@@ -161,17 +161,18 @@ def test_a_mean_is_one_over_all_runs_or_none():
     assert summarise(rows)[0]["last_scales_iou"] == pytest.approx(65) and "65.00 / 75.00" in results_table(rows)
 
 
-def test_only_the_weights_of_the_line_are_scored_again(packed, tmp_path):
+@pytest.mark.parametrize("lacking", [["last_scales"], ["last_zoom"], ["last_mirror", "last_zoom"]])
+def test_only_the_weights_of_the_line_are_scored_again(packed, tmp_path, lacking):
     words, path = command(packed, tmp_path, "--epochs", "1"), tmp_path / "lines.jsonl"
     main(words)
     whole = load_results(path)[0]
-    bare = {k: v for k, v in whole.items() if k != "last_scales"}
+    bare = {k: v for k, v in whole.items() if k not in lacking}
     add_result(bare, path)
     main([*words, "--rescore"])
     assert load_results(path) == [whole]
     add_result(dict(bare, last=dict(bare["last"], iou=bare["last"]["iou"] + 0.01)), path)
     with pytest.raises(ValueError, match="other weights"): main([*words, "--rescore"])
-    assert "last_scales" not in load_results(path)[0]
+    assert not set(lacking) & set(load_results(path)[0])
 
 
 def test_each_split_counts_once():
