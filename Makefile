@@ -109,8 +109,8 @@ export: $(VENV)/.dev  ## write cmunext_nb/ from the notebooks and clean them
 readme: $(VENV)/.dev  ## write README.md from nbs/index.ipynb
 	$(BIN)/python .ci/notebooks.py readme
 
-bench: $(VENV)/.dev  ## measure speed, as ratios in one run; writes benchmarks/*.json (zoo_overfit.py and time_to_accuracy.py train, and are called by hand)
-	for script in $(filter-out $(addprefix benchmarks/,machine.py zoo_overfit.py time_to_accuracy.py),$(wildcard benchmarks/*.py)); do $(BIN)/python $$script; done
+bench: $(VENV)/.dev  ## measure speed, as ratios in one run; writes benchmarks/*.json (zoo_overfit.py and time_to_accuracy.py train and ensemble.py wants trained networks: called by hand)
+	for script in $(filter-out $(addprefix benchmarks/,machine.py zoo_overfit.py time_to_accuracy.py ensemble.py),$(wildcard benchmarks/*.py)); do $(BIN)/python $$script; done
 
 clean:          ## remove what make made, except the environment
 	rm -rf build dist _docs demo *.egg-info

@@ -1,9 +1,9 @@
-"""Minutes until CMUNeXt-S reaches the paper's validation IoU on BUSI's split 1: python benchmarks/time_to_accuracy.py [--target 68.84] [--epochs 150] [--looks 10]
+"""Minutes until CMUNeXt-S reaches the paper's validation IoU on BUSI's split 1: python benchmarks/time_to_accuracy.py [--target 68.84] [--recipe fast] [--epochs 150] [--looks 10] [--six scales]
 
 Trains with one schedule of a fixed length, stops after the first validation (of the averaged weights, all 195 images, the mean of per-image
 IoU) that reaches the target, and writes the minutes, or the best that was reached where it never did. Validation is part of the time.
 Resumes after a kill, since its minutes are those of the epochs. `--start phantom` begins with the shipped weights of synthetic scans.
-With `--looks 10` the weights are also scored with six looks at each image, at three sizes (nbs/16_predict.ipynb), after every tenth epoch
+With `--looks 10` the weights are also scored with six looks at each image, at the three sizes of `--six` (nbs/16_predict.ipynb), after every tenth epoch
 and the last: a protocol of its own, reported beside the other, which does not end the training. Its scoring counts in its minutes only.
 """
 import argparse, json, time
@@ -21,11 +21,11 @@ ROOT = Path(__file__).resolve().parent.parent
 def training_minutes(history): return sum(r["seconds"] for r in history.rows) / 60
 
 
-def looker(every, epochs, valid, path):
+def looker(every, epochs, valid, path, six="scales"):
     "A hook that scores the averaged weights at three sizes after every so many epochs, into a file of lines, so that a kill loses none."
     def look(run):
         if not every or run.epoch % every and run.epoch < epochs: return
-        begun, network = time.monotonic(), TTAWrapper(run.average.model if run.average else run.model, "scales")
+        begun, network = time.monotonic(), TTAWrapper(run.average.model if run.average else run.model, six)
         trained = training_minutes(run.history) + (begun - run.clock) / 60  # since the last row's seconds were taken
         scores = cn.evaluate(network, valid, amp=run.recipe.amp)
         taken = time.monotonic() - begun
@@ -54,13 +54,14 @@ def main():
     p.add_argument("--start", help="weights to begin with, as in cmunext_nb.reproduce (default: random)")
     p.add_argument("--seed", type=int, default=41)
     p.add_argument("--looks", type=int, default=0, help="also score at three sizes after every so many epochs (default: never)")
+    p.add_argument("--six", choices=("scales", "zoom"), default="scales", help="sizes of the six looks, as tta of predict (default: scales)")
     p.add_argument("--device")
     p.add_argument("--out", type=Path, default=ROOT / "benchmarks/time_to_accuracy.json")
     a = p.parse_args()
     train, valid = cn.load_dataset("busi", root=a.root, split=1, size=256)
     model = build_system("cmunext_s", a.seed, start=a.start)
     folder = ROOT / f"runs/time_to_accuracy_{a.recipe}_{a.epochs}_{a.start or 'random'}_{a.seed}"
-    look = looker(a.looks, a.epochs, valid, folder / "looks.jsonl")
+    look = looker(a.looks, a.epochs, valid, folder / "looks.jsonl", a.six)
     def below(run):
         look(run)
         return run.history.best.get("iou", 0) < a.target / 100
@@ -68,7 +69,7 @@ def main():
     result = dict(machine=dict(machine(), device=torch.cuda.get_device_name() if torch.cuda.is_available() and a.device != "cpu" else "CPU"),
                   target=a.target, reached=history.best["iou"] >= a.target / 100, best_iou=round(100 * history.best["iou"], 2), best_epoch=history.best["epoch"],
                   minutes=round(training_minutes(history), 1), epochs_done=len(history.rows), schedule=f"{a.recipe}, {a.epochs} epochs", start=a.start or "random", seed=a.seed,
-                  at_three_sizes=looked(folder / "looks.jsonl", a.target))
+                  six=a.six, at_three_sizes=looked(folder / "looks.jsonl", a.target))
     a.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
