@@ -61,7 +61,7 @@ def main():
     train, valid = cn.load_dataset("busi", root=a.root, split=1, size=256)
     model = build_system("cmunext_s", a.seed, start=a.start)
     folder = ROOT / f"runs/time_to_accuracy_{a.recipe}_{a.epochs}_{a.start or 'random'}_{a.seed}"
-    look = looker(a.looks, a.epochs, valid, folder / "looks.jsonl", a.six)
+    look = looker(a.looks, a.epochs, valid, folder / f"looks_{a.six}.jsonl", a.six)
     def below(run):
         look(run)
         return run.history.best.get("iou", 0) < a.target / 100
@@ -69,7 +69,7 @@ def main():
     result = dict(machine=dict(machine(), device=torch.cuda.get_device_name() if torch.cuda.is_available() and a.device != "cpu" else "CPU"),
                   target=a.target, reached=history.best["iou"] >= a.target / 100, best_iou=round(100 * history.best["iou"], 2), best_epoch=history.best["epoch"],
                   minutes=round(training_minutes(history), 1), epochs_done=len(history.rows), schedule=f"{a.recipe}, {a.epochs} epochs", start=a.start or "random", seed=a.seed,
-                  six=a.six, at_three_sizes=looked(folder / "looks.jsonl", a.target))
+                  six=a.six, at_three_sizes=looked(folder / f"looks_{a.six}.jsonl", a.target))
     a.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 

@@ -111,7 +111,7 @@ def view_sizes(
     tta, # as in `views`
     size, # (height, width) of the image, pixels
 ) -> list: # of (height, width)
-    "The sizes at which each view is seen: the image's own; with \"scales\" also 7/8 and 3/4 of it, in multiples of 32 (two sizes for 128 pixels, one for 64); with \"zoom\" 9/8 and 7/8, in multiples of 16."
+    "The sizes at which each view is seen: the image's own; with \"scales\" also 7/8 and 3/4 of it, in multiples of 32 (two sizes for 128 pixels, one for 64); with \"zoom\" 9/8 and 7/8, in multiples of 16 (one size for 64). The networks here take all of these."
     step, *shares = {"scales": (32, 7 / 8, 3 / 4), "zoom": (16, 9 / 8, 7 / 8)}.get(tta, (1,))
     sizes = [tuple(max(step, round(share * n / step) * step) for n in size) for share in shares]
     return list(dict.fromkeys([tuple(size), *sizes]))

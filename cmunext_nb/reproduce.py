@@ -172,7 +172,7 @@ def run_system(
     history = fit(network, train, valid, recipe, seed=seed, out=folder, device=device, progress=progress, on_step=_deadline(minutes, os.environ.get("CMUNEXT_PARENT")))
     if history.interrupted: raise KeyboardInterrupt(history.message)
     if len(history.rows) < recipe.epochs: return None
-    if progress: print(f"Scoring {len(valid)} images: last and best weights, mirrored, and at three sizes.", flush=True)
+    if progress: print(f"Scoring {len(valid)} images: last and best weights, mirrored, at three sizes, and zoomed.", flush=True)
     best = load_weights(folder / "best.safetensors", build_system(model, seed, num_classes=valid.masks.shape[1]))
     line = dict(name=name, model=model, data=data, split=valid.meta.get("split", 1), seed=seed, size=size, recipe=recipe.name, changes=changes,
                 epochs=recipe.epochs, parameters=sum(p.numel() for p in network.parameters()), n_train=len(train), n_valid=len(valid))

@@ -170,29 +170,42 @@ def test_is_exported_as_one_network(pair, tmp_path):
     assert np.allclose(np.asarray(deploy(Ensemble(pair), backend="torch")(x)), want, atol=1e-3)
 
 
-def test_the_benchmark_counts_what_it_says(tmp_path, monkeypatch):
+def run_benchmark(tmp_path, monkeypatch, side, trained, recipe="fast", six="scales"):
+    "What benchmarks/ensemble.py writes about two networks trained at one size and four phantoms of another; networks and phantoms."
     import json, sys
     from pathlib import Path
     benchmarks = Path(__file__).resolve().parent.parent / "benchmarks"
     monkeypatch.syspath_prepend(str(benchmarks))
-    monkeypatch.setattr(sys, "argv", ["ensemble.py", "--runs", str(tmp_path), "--out", str(tmp_path / "out.json")])
+    monkeypatch.setattr(sys, "argv", ["ensemble.py", "--runs", str(tmp_path), "--recipe", recipe, "--six", six, "--out", str(tmp_path / "out.json")])
     for name in ("ensemble", "machine"): sys.modules.pop(name, None)
     import ensemble as benchmark
-    images, masks = benchmark.cn.make_phantom(4, size=64, seed=3)
+    images, masks = benchmark.cn.make_phantom(4, size=side, seed=3)
     valid = benchmark.cn.SegmentationData(images, masks, [str(i) for i in range(4)])
     monkeypatch.setattr(benchmark.cn, "load_dataset", lambda *a, **k: (None, valid))
-    for seed in (1, 2):
-        (folder := tmp_path / f"busi_split1_cmunext_s_fast_200epochs_256px_seed{seed}").mkdir()
-        (model := network(seed)).trained_size = (64, 64)
+    models = [create_model("cmunext_s", pretrained="phantom").eval(), network(2)]
+    for seed, model in enumerate(models, 1):
+        model.trained_size = (trained, trained)
+        (folder := tmp_path / f"busi_split1_cmunext_s_{recipe}_200epochs_256px_seed{seed}").mkdir()
         save_weights(model, folder / "last.safetensors")
     benchmark.main()
-    split = json.loads((tmp_path / "out.json").read_text())["splits"][0]
-    models = [network(seed) for seed in (1, 2)]
+    return json.loads((tmp_path / "out.json").read_text())["splits"][0], models, valid
+
+
+def test_the_benchmark_counts_what_it_says(tmp_path, monkeypatch):
+    split, models, valid = run_benchmark(tmp_path, monkeypatch, 64, 64)
     want = 100 * evaluate(Ensemble(models), valid)["iou"]
     assert next(r["iou"] for r in split["scores"] if len(r["seeds"]) == 2 and r["looks"] == "one") == pytest.approx(want, abs=0.1)
-    views = predict(models[0], list(images[:, 0].numpy()), size=None, tta="mirror")
+    views = predict(models[0], list(valid.images[:, 0].numpy()), size=None, tta="mirror")
     assert split["doubts"]["two views"][0]["trust"] == pytest.approx([r.agreement for r in views], abs=0.02)
-    assert sum(split["reliability"]["one look"]["n"]) == 4 * 64 * 64 and sum(split["reliability"]["one look"]["true"]) == int(masks.sum())
+    assert sum(split["reliability"]["one look"]["n"]) == 4 * 64 * 64 and sum(split["reliability"]["one look"]["true"]) == int(valid.masks.sum())
+
+
+def test_the_benchmark_sees_as_evaluate_does(tmp_path, monkeypatch):
+    split, models, valid = run_benchmark(tmp_path, monkeypatch, 192, 128, "half", "zoom")
+    said = {(tuple(r["seeds"]), r["looks"]): r["iou"] for r in split["scores"]}
+    for tta in (False, "mirror", "zoom"):
+        assert said[(1,), tta or "one"] == pytest.approx(100 * evaluate(TTAWrapper(models[0], tta), valid)["iou"], abs=0.05)
+    assert said[(1,), "zoom"] != said[(1,), "mirror"] and list(split["sides"]) == ["96", "112", "128", "144", "160"] and split["sides"]["128"][0] == said[(1,), "one"]
 
 
 def test_a_map_is_of_one_network(pair, scan):

@@ -169,6 +169,7 @@ def test_shows_a_network_what_it_was_trained_on(scans):
     small = create_model("cmunext_s", pretrained="phantom").eval()
     small.trained_size = (64, 64)
     assert GradCAMLab(small, *scans).pixels.shape[-2:] == (64, 64) and GradCAMLab(small, *scans, size=96).pixels.shape[-2:] == (96, 96)
+    with pytest.raises(ValueError, match="expected 'trained'"): GradCAMLab(small, *scans, size="train")
 
 
 @pytest.mark.parametrize("call, word", [(lambda m, s: GradCAMLab(m, s[0], s[1][:2]), "3 images and 2 masks"), (lambda m, s: GradCAMLab(m, []), "no image"),

@@ -2,6 +2,7 @@
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -157,19 +158,24 @@ def test_a_run_is_kept_once(tmp_path):
 def test_a_mean_is_one_over_all_runs_or_none():
     rows = [line(iou=0.4) | dict(last_scales=dict(iou=0.61, f1=0.7)), line(split=2, iou=0.8)]
     assert summarise(rows)[0]["last_scales_iou"] is None and "61.00" not in results_table(rows)
-    rows[1]["last_scales"] = dict(iou=0.69, f1=0.8)
+    rows[1].update(last_scales=dict(iou=0.69, f1=0.8), last_zoom=dict(iou=0.77, f1=0.8))
+    rows[0]["last_zoom"] = dict(iou=0.75, f1=0.9)
+    head, row = (re.split(r"  +", text) for text in results_table(rows).splitlines())
+    assert row[head.index("zoomed")] == "76.00 / 85.00"
     assert summarise(rows)[0]["last_scales_iou"] == pytest.approx(65) and "65.00 / 75.00" in results_table(rows)
 
 
 @pytest.mark.parametrize("lacking", [["last_scales"], ["last_zoom"], ["last_mirror", "last_zoom"]])
-def test_only_the_weights_of_the_line_are_scored_again(packed, tmp_path, lacking):
+def test_only_the_weights_of_the_line_are_scored_again(packed, tmp_path, lacking, monkeypatch):
     words, path = command(packed, tmp_path, "--epochs", "1"), tmp_path / "lines.jsonl"
     main(words)
     whole = load_results(path)[0]
     bare = {k: v for k, v in whole.items() if k not in lacking}
     add_result(bare, path)
+    asked, wrapper = [], reproduce.TTAWrapper
+    monkeypatch.setattr(reproduce, "TTAWrapper", lambda model, tta: asked.append(tta) or wrapper(model, tta))
     main([*words, "--rescore"])
-    assert load_results(path) == [whole]
+    assert load_results(path) == [whole] and [f"last_{tta}" for tta in asked] == lacking
     add_result(dict(bare, last=dict(bare["last"], iou=bare["last"]["iou"] + 0.01)), path)
     with pytest.raises(ValueError, match="other weights"): main([*words, "--rescore"])
     assert not set(lacking) & set(load_results(path)[0])

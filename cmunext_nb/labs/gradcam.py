@@ -18,6 +18,7 @@ from ..model import create_model
 from ..phantom import make_phantom
 from ..plot import COLORS
 from ..predict import _picture
+from ..train import _wanted
 
 # %% ../../nbs/42_gradcam_lab.ipynb #b28e0636
 def _true_masks(masks, images, n, size):
@@ -41,7 +42,7 @@ class GradCAMLab(Lab):
     ):
         if images is None: images, masks = make_phantom(6, size=256, seed=21)
         self.model = create_model("cmunext_s", pretrained="phantom").eval() if model is None else model
-        if size == "trained": size = getattr(self.model, "trained_size", None) or 256
+        size = _wanted(self.model, size) or (256 if size == "trained" else None)
         self.pixels, x = as_images(self.model, images, size)
         n, self.shape, self._given = len(self.pixels), tuple(self.pixels.shape[-2:]), self.pixels
         self.classes = _map_sizes(self.model, x[:1])[1]
