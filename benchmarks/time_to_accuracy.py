@@ -56,8 +56,9 @@ def main():
     p.add_argument("--looks", type=int, default=0, help="also score at three sizes after every so many epochs (default: never)")
     p.add_argument("--six", choices=("scales", "zoom"), default="scales", help="sizes of the six looks, as tta of predict (default: scales)")
     p.add_argument("--device")
-    p.add_argument("--out", type=Path, default=ROOT / "benchmarks/time_to_accuracy.json")
+    p.add_argument("--out", type=Path, help="(default: benchmarks/time_to_accuracy.json, with another recipe time_to_accuracy_RECIPE.json)")
     a = p.parse_args()
+    out = a.out or ROOT / f"benchmarks/time_to_accuracy{'' if a.recipe == 'fast' else '_' + a.recipe}.json"
     train, valid = cn.load_dataset("busi", root=a.root, split=1, size=256)
     model = build_system("cmunext_s", a.seed, start=a.start)
     folder = ROOT / f"runs/time_to_accuracy_{a.recipe}_{a.epochs}_{a.start or 'random'}_{a.seed}"
@@ -67,10 +68,10 @@ def main():
         return run.history.best.get("iou", 0) < a.target / 100
     history = cn.fit(model, train, valid, a.recipe, epochs=a.epochs, seed=a.seed, device=a.device, on_epoch=below, out=folder)
     result = dict(machine=dict(machine(), device=torch.cuda.get_device_name() if torch.cuda.is_available() and a.device != "cpu" else "CPU"),
-                  target=a.target, reached=history.best["iou"] >= a.target / 100, best_iou=round(100 * history.best["iou"], 2), best_epoch=history.best["epoch"],
+                  target=a.target, reached=history.best["iou"] >= a.target / 100, best_iou=round(100 * history.best["iou"], 2), best_epoch=history.best["epoch"], last_iou=round(100 * history.last.get("iou", 0), 2),
                   minutes=round(training_minutes(history), 1), epochs_done=len(history.rows), schedule=f"{a.recipe}, {a.epochs} epochs", start=a.start or "random", seed=a.seed,
                   six=a.six, at_three_sizes=looked(folder / f"looks_{a.six}.jsonl", a.target))
-    a.out.write_text(json.dumps(result, indent=2) + "\n")
+    out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
 

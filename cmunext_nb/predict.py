@@ -69,7 +69,7 @@ def at_rest(
 
 # %% ../nbs/16_predict.ipynb #abb51663
 def views(
-    tta, # False: the image as it is; True or "mirror": it and its mirror image, 2; "flips": all 4 flips; "d4": flips and quarter turns, 8; "scales" and "zoom": as "mirror", at 3 sizes (`view_sizes`)
+    tta, # False: the image as it is; True or "mirror": it and its mirror image, 2; "flips": all 4 flips; "d4": flips and quarter turns, 8; "scales" and "zoom": as "mirror", at 3 sizes, of small images at fewer (`view_sizes`)
 ) -> list: # of (axes to flip, whether height and width were exchanged before)
     "The ways to look at one image for test-time averaging; choose those that the training has shown."
     flips = [((), False), ((-1,), False), ((-2,), False), ((-2, -1), False)]
@@ -111,7 +111,7 @@ def view_sizes(
     tta, # as in `views`
     size, # (height, width) of the image, pixels
 ) -> list: # of (height, width)
-    "The sizes at which each view is seen: the image's own; with \"scales\" also 7/8 and 3/4 of it, in multiples of 32 (two sizes for 128 pixels, one for 64); with \"zoom\" 9/8 and 7/8, in multiples of 16 (one size for 64). The networks here take all of these."
+    "The sizes at which each view is seen: the image's own; with \"scales\" also 7/8 and 3/4 of it, in multiples of 32 (two sizes for 128 pixels, one for 64); with \"zoom\" 9/8 and 7/8, to the nearest multiple of 16 (one size for 64). The networks here take all of these."
     step, *shares = {"scales": (32, 7 / 8, 3 / 4), "zoom": (16, 9 / 8, 7 / 8)}.get(tta, (1,))
     sizes = [tuple(max(step, round(share * n / step) * step) for n in size) for share in shares]
     return list(dict.fromkeys([tuple(size), *sizes]))

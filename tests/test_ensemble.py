@@ -192,12 +192,13 @@ def run_benchmark(tmp_path, monkeypatch, side, trained, recipe="fast", six="scal
 
 
 def test_the_benchmark_counts_what_it_says(tmp_path, monkeypatch):
-    split, models, valid = run_benchmark(tmp_path, monkeypatch, 64, 64)
-    want = 100 * evaluate(Ensemble(models), valid)["iou"]
-    assert next(r["iou"] for r in split["scores"] if len(r["seeds"]) == 2 and r["looks"] == "one") == pytest.approx(want, abs=0.1)
+    split, models, valid = run_benchmark(tmp_path, monkeypatch, 192, 192)
+    for looks, network in (("one", Ensemble(models)), ("scales", TTAWrapper(Ensemble(models), "scales"))):
+        want = 100 * evaluate(network, valid)["iou"]
+        assert next(r["iou"] for r in split["scores"] if len(r["seeds"]) == 2 and r["looks"] == looks) == pytest.approx(want, abs=0.1)
     views = predict(models[0], list(valid.images[:, 0].numpy()), size=None, tta="mirror")
     assert split["doubts"]["two views"][0]["trust"] == pytest.approx([r.agreement for r in views], abs=0.02)
-    assert sum(split["reliability"]["one look"]["n"]) == 4 * 64 * 64 and sum(split["reliability"]["one look"]["true"]) == int(valid.masks.sum())
+    assert sum(split["reliability"]["one look"]["n"]) == 4 * 192 * 192 and sum(split["reliability"]["one look"]["true"]) == int(valid.masks.sum())
 
 
 def test_the_benchmark_sees_as_evaluate_does(tmp_path, monkeypatch):
