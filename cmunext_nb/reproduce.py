@@ -223,7 +223,7 @@ def summarise(
     groups, rows = {}, []
     for r in results: groups.setdefault((r["data"], r["recipe"], repr(r["changes"]), r["epochs"], r["size"], r["model"]), []).append(r)
     for (data, recipe, _, epochs, size, model), runs in groups.items():
-        scores = {f"{p}_{m}": _mean_over(runs, p, m) for p in ("best", "last", "last_clean", "last_mirror", "last_scales", "last_zoom") for m in ("iou", "f1")}
+        scores = {f"{p}_{m}": _mean_over(runs, p, m) for p in ("best", "last", "last_clean", *(f"last_{tta}" for tta in _AVERAGES)) for m in ("iou", "f1")}
         rows.append(dict(data=data, recipe=recipe, changes=runs[0]["changes"], epochs=epochs, size=size, model=model, parameters=runs[0]["parameters"],
                          splits=sorted({r["split"] for r in runs}), seeds=sorted({r["seed"] for r in runs}),
                          runs_each=[sum(r["split"] == s for r in runs) for s in sorted({r["split"] for r in runs})], spread=_spread_over(runs, "best", "iou"),
