@@ -109,8 +109,11 @@ export: $(VENV)/.dev  ## write cmunext_nb/ from the notebooks and clean them
 readme: $(VENV)/.dev  ## write README.md from nbs/index.ipynb
 	$(BIN)/python .ci/notebooks.py readme
 
-bench: $(VENV)/.dev  ## measure speed, as ratios in one run; writes benchmarks/*.json (zoo_overfit.py and time_to_accuracy.py train and ensemble.py wants trained networks: called by hand)
-	for script in $(filter-out $(addprefix benchmarks/,machine.py zoo_overfit.py time_to_accuracy.py ensemble.py),$(wildcard benchmarks/*.py)); do $(BIN)/python $$script; done
+# Those that train (zoo_overfit, time_to_accuracy), want trained networks or BUSI (ensemble, agreement, scales) or write what is shipped (comparison) are called by hand.
+BY_HAND := machine zoo_overfit time_to_accuracy ensemble agreement scales comparison
+bench: $(VENV)/.dev  ## measure speed, as ratios in one run: benchmarks/*.json, and for some a print (augment, batch_norm)
+	set -e; for script in $(filter-out $(BY_HAND:%=benchmarks/%.py),$(wildcard benchmarks/*.py)); do \
+		case $$script in */train_step.py) more="--models cmunext_s cmunext --out benchmarks/train_step.json";; *) more=;; esac; $(BIN)/python $$script $$more; done
 
 clean:          ## remove what make made, except the environment
 	rm -rf build dist _docs demo *.egg-info

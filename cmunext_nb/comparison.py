@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import cmunext_nb
+from .model import unknown_name
 from .plot import COLORS, SIZES, as_mask, overlay, show_image
 from .paper import TABLE2, TABLE3
 from .predict import predict
@@ -27,7 +28,7 @@ def load_costs(
 
 # %% ../nbs/51_comparison.ipynb #de10718e
 def _schedule(row):
-    "The words for a schedule: recipe, epochs, size, and how many splits and seeds."
+    "The words for a schedule: recipe, epochs, size, and which splits."
     changes = "".join(f", {word}" for word in changed_fields(row["changes"]))
     return f"{row['recipe']}{changes}, {row['epochs']} epochs, {row['size']} px, split {', '.join(map(str, row['splits']))}"
 
@@ -45,6 +46,11 @@ def trained(
             rows = summarise([r for r in alike if r["split"] in splits and had[r["model"]] >= set(splits)])
             found[_schedule(rows[0])] = {row["model"]: row for row in rows}
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+def _runs(row):
+    "How many runs a score is the mean of, in brackets, where it is more than one: on each split, or on most and on fewest."
+    most, fewest = max(row["runs_each"]), min(row["runs_each"])
+    return "" if most == 1 else f" ({most})" if most == fewest else f" ({fewest} to {most})"
 
 def _compares(rows):
     "Is a schedule worth a column: does it compare networks, or can it be held against the paper's own training or its three splits?"
@@ -73,15 +79,16 @@ def comparison_table(
     data: str = "busi", # the set of the scores
 ) -> ComparisonTable:
     "Table 2: counted, timed and trained here, each beside the paper's number; a dash where nothing was trained."
+    if not any(data in paper["iou"] for paper in TABLE2.values()): raise unknown_name("set of Table 2", data, next(iter(TABLE2.values()))["iou"])
     costs, rows, schedules = costs or load_costs(), [], {s: r for s, r in trained(results, data).items() if _compares(r)}
     for name, paper in TABLE2.items():
         mine = costs["networks"][name]
         row = {"network": paper["label"], "M parameters": f"{mine['parameters'] / 1e6:.2f}", "paper": f"{paper['params']:.2f}", "GMACs": f"{mine['macs'] / 1e9:.2f}",
                "paper's GFLOPs": f"{paper['gflops']:.2f}", "ms here": f"{mine['latency_ms']:.0f}", "paper's FPS": f"{paper['fps']:.0f}"}
         for schedule, found in schedules.items():
-            row[f"IoU / F1: {schedule}"] = f"{found[name]['best_iou']:.2f} / {found[name]['best_f1']:.2f}" if name in found else "-"
+            row[f"IoU / F1: {schedule}"] = f"{found[name]['best_iou']:.2f} / {found[name]['best_f1']:.2f}{_runs(found[name])}" if name in found else "-"
         rows.append({**row, "paper's IoU / F1": f"{paper['iou'][data]:.2f} / {paper['f1'][data]:.2f}"})
-    return ComparisonTable(rows, f"{data}. Counted and timed here: {costs['method']}. IoU and F1 in percent by the paper's protocol (best epoch on the validation images). "
+    return ComparisonTable(rows, f"{data}. Counted and timed here: {costs['method']}. IoU and F1 in percent by the paper's protocol (best epoch on the validation images), in brackets how many runs on a split they are the mean of, where it is more than one. "
                                  "The paper: mean of three splits, 300 epochs, 256 px.")
 
 # %% ../nbs/51_comparison.ipynb #ddb37abc
@@ -105,6 +112,7 @@ def hover_scatter(
 ): # IPython HTML
     "A scatter plot whose points tell their names to mouse and keyboard, without a kernel; x is logarithmic."
     from IPython.display import HTML
+    if not points: raise ValueError("no points to draw: give one dict a point, with name, x and y")
     xs, ys = [p["x"] for p in points], [p["y"] for p in points]
     x0, x1, y0, y1 = min(xs) / 1.5, max(xs) * 1.9, min(ys) - 1, max(ys) + 1
     X = lambda v: 60 + 560 * math.log(v / x0) / math.log(x1 / x0)
@@ -131,6 +139,8 @@ def tradeoff_points(
     iou=None, # dict network -> IoU in percent; None takes the paper's
 ) -> list: # of dicts for `hover_scatter`
     "Each network's measured cost, and its IoU: the one that the paper prints, or that of a training of ours."
+    if cost not in COSTS: raise unknown_name("cost", cost, COSTS)
+    if iou is None and not any(data in p["iou"] for p in TABLE2.values()): raise unknown_name("set of Table 2", data, next(iter(TABLE2.values()))["iou"])
     networks, unit = (costs or load_costs())["networks"], COSTS[cost][1]
     iou = {n: p["iou"][data] for n, p in TABLE2.items()} if iou is None else iou
     labels = {**TABLE3, **TABLE2}
@@ -166,7 +176,7 @@ def prediction_grid(
     models, # dict name -> network, or anything that `predict` takes
     images, # uint8 (N, C, H, W)
     masks, # uint8 (N, 1, H, W): the truth
-    size=None, # side at which the networks see the images, as in `predict`
+    size="trained", # side at which the networks see the images, as in `predict`
 ): # matplotlib Figure
     "The paper's Figure 3: a row an image, a column a network; found, too much, missed, and the true outline; IoU above each."
     figure, grid = _axes(len(images), len(models) + 1, (1.35 * (len(models) + 1), 1.55 * len(images)))
@@ -188,9 +198,11 @@ def show_training(
 ): # matplotlib Figure
     "The paper's Figure 4: a score over the epochs, a line a network; a band from the lowest to the highest seed where there are several."
     figure, ((ax,),) = _axes(1, 1, SIZES["wide"])
+    if not curves or not all(curves.values()): raise ValueError(f"no runs to draw{''.join(f' of {name!r}' for name, runs in curves.items() if not runs)}: give one list of rows, or one curve, for each run")
     roles = ("accent1", "accent2", "accent3", "accent4", "muted", "ink")
     for i, (name, runs) in enumerate(curves.items()):
         color, dashes = roles[i % len(roles)], ("-", "--", ":")[i // len(roles) % 3]
+        if lacking := [r for r in runs if key not in (r if isinstance(r, dict) else set().union(*r))]: raise unknown_name(f"score of {name!r}", key, lacking[0] if isinstance(lacking[0], dict) else set().union(*lacking[0]))
         tables = [r if isinstance(r, dict) else {k: [row.get(k) for row in r] for k in ("epoch", key)} for r in runs]
         kept = [{e: v for e, v in zip(t["epoch"], t[key]) if v is not None} for t in tables]
         epochs = sorted(set.intersection(*(set(k) for k in kept)))

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 # %% ../nbs/08_files.ipynb #48799f33
-def _to_uint8(pixels, name):
-    "Numbers of any type as grey values 0..255. Deeper integers are divided by the fewest whole bits that hold their brightest pixel."
+def _to_uint8(pixels, name, bits=None):
+    "Numbers of any type as grey values 0..255. Integers deeper than 8 bits are divided by the range of `bits`, or of the next even number of bits that holds their brightest pixel."
     pixels = np.asarray(pixels)
     if pixels.size == 0: raise ValueError(f"{name} has no pixels (shape {pixels.shape}).")
     if pixels.dtype == np.uint8: return pixels
@@ -24,8 +24,10 @@ def _to_uint8(pixels, name):
     if low < 0: raise ValueError(f"{name} holds negative values (down to {low:g}). Give grey values 0..255, or floats 0..1.")
     if np.issubdtype(pixels.dtype, np.floating):
         if high > 255: raise ValueError(f"{name} holds floats up to {high:g}. Give floats 0..1, or grey values 0..255.")
-        return np.round(pixels * (255 if high <= 1 else 1)).astype(np.uint8)
-    bits = next(b for b in (8, 10, 12, 14, 16, 32, 64) if int(high) < 2**b)
+        return np.round(pixels.clip(0, 1) * 255 if high <= 1.5 else pixels).astype(np.uint8)  # a resize may overshoot 1
+    needed = int(high).bit_length()
+    bits = bits or max(8, (needed + 1) // 2 * 2)
+    if not 8 <= bits <= 64 or needed > bits: raise ValueError(f"{name} holds values up to {high}, which are no grey values of {bits} bits a pixel. Give bits from {max(8, needed)} to 64, or None.")
     return (pixels.astype(np.uint64) >> np.uint64(bits - 8)).astype(np.uint8)
 
 # %% ../nbs/08_files.ipynb #76ec3e87
@@ -33,6 +35,8 @@ def _decode(source):
     "`source` (path or file object) as a decoded PIL image and its format; every failure names the file and what to do."
     from PIL import Image, ImageOps, UnidentifiedImageError
     name = getattr(source, "name", source) if hasattr(source, "read") else source
+    if not (hasattr(source, "read") or isinstance(source, (str, os.PathLike))):
+        raise TypeError(f"An image is a path, a file object, a PIL image, an array or a tensor, not {type(source).__name__}.")
     try:
         with Image.open(source) as image:
             image.load()
@@ -55,15 +59,20 @@ def _channels_last(pixels, name, first=False):
     return pixels[..., 0] if pixels.shape[2] == 1 else pixels
 
 # %% ../nbs/08_files.ipynb #8c8c4a09
-def _pixels(source):
+def _as_array(source):
+    "A tensor as an array; numpy knows no bfloat16."
+    if not isinstance(source, torch.Tensor): return source
+    return (source.float() if source.dtype == torch.bfloat16 else source).detach().cpu().numpy()
+
+def _pixels(source, bits=None):
     "Any source as (uint8 array (H, W) or (H, W, 3), its name for messages, its file format or None)."
     if isinstance(source, (np.ndarray, torch.Tensor)):
         first, name, kind = isinstance(source, torch.Tensor), "the array", None
-        pixels = _to_uint8(_channels_last(source.detach().cpu().numpy() if first else source, name, first), name)
+        pixels = _to_uint8(_channels_last(_as_array(source), name, first), name, bits)
     else:
         image, kind = (source, source.format) if hasattr(source, "getbands") else _decode(source)
         name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "filename", "") or getattr(source, "name", "the image")
-        pixels = _to_uint8(image if image.mode[0] in "IF" else image.convert(_mode(image)), name)  # I, F: 16 or 32 bits a pixel
+        pixels = _to_uint8(image if image.mode[0] in "IF" else image.convert(_mode(image)), name, bits)  # I, F: 16 or 32 bits a pixel
     if pixels.ndim == 3 and pixels.shape[2] == 4:  # see-through pixels show the black background of a scan
         pixels = np.round(pixels[..., :3] * (pixels[..., 3:] / 255)).astype(np.uint8)
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all(): pixels = pixels[..., 0]
@@ -77,9 +86,10 @@ def _mode(image):
 # %% ../nbs/08_files.ipynb #133179c5
 def read_image(
     source, # a path, a file object, a PIL image, an array or a tensor; (H, W), (H, W, C) or (C, H, W)
+    bits: int = None, # bits a pixel of integers deeper than 8 bits, such as 12; None: what the brightest pixel needs
 ) -> np.ndarray: # uint8 (C, H, W), C = 1 where all pixels are grey, 3 where any has colour
     "Read one image of any kind as grey values 0..255: grey, RGB, RGBA, palette, 1-bit, 16-bit, floats. `ValueError` names what is wrong."
-    pixels, _, _ = _pixels(source)
+    pixels, _, _ = _pixels(source, bits)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(np.moveaxis(pixels, 2, 0))
 
 # %% ../nbs/08_files.ipynb #fac96be0
@@ -90,7 +100,9 @@ def _binary(pixels, name, lossy):
     low, high = int(levels[0]), int(levels[-1])
     remedy = "A mask has two levels, background and lesion; save each class as a mask of its own."
     if lossy and 0 < high < 32: raise ValueError(f"Mask {name} is a JPEG with values up to {high} only. Save it as PNG.")
-    if 2 < len(levels) <= 8 and not lossy: raise ValueError(f"Mask {name} has {len(levels)} levels ({levels.tolist()}). {remedy}")
+    between = counts[levels[1:-1]]
+    if 2 < len(levels) <= 8 and not lossy and (high < 32 or between.max() > max(16, 0.005 * pixels.size)):  # rarer ones are a soft edge
+        raise ValueError(f"Mask {name} has {len(levels)} levels ({levels.tolist()}). {remedy}")
     if lossy and low < high:  # JPEG rings around an edge: the two levels are the commonest values, not the extreme ones
         half = (low + high) // 2
         low, high = int(counts[:half + 1].argmax()), half + 1 + int(counts[half + 1:].argmax())
@@ -112,7 +124,7 @@ def _equally_bright(colours, counts):
 
 # %% ../nbs/08_files.ipynb #fecc9d10
 def read_mask(
-    source, # as in `read_image`; two levels, the higher one is the lesion; JPEG and soft edges are cut at half their range
+    source, # as in `read_image`; two levels, the higher one is the lesion; JPEG and edges softened by a resize are cut at half their range
 ) -> np.ndarray: # uint8 (H, W) of 0 and 1; all zero for an empty mask
     "Read one mask. `ValueError` names a mask with more than two clear levels (a class map, an ordinary photograph)."
     pixels, name, kind = _pixels(source)
@@ -126,15 +138,17 @@ def read_mask(
 
 # %% ../nbs/08_files.ipynb #91d10b98
 def resize_square(
-    pixels, # uint8 (H, W) or (H, W, 3)
+    pixels, # uint8 (H, W) or (H, W, 3); for what `read_image` gives, with the channels behind
     size: int, # side of the result, in pixels
     mask: bool = False, # nearest neighbour, so that no new values appear
 ) -> np.ndarray: # uint8 (size, size) or (size, size, 3)
     "Bring an image or a mask to a square: bilinear with antialiasing for images, nearest for masks."
     from PIL import Image
+    if not (pixels.ndim == 2 or pixels.ndim == 3 and pixels.shape[2] == 3):
+        raise ValueError(f"resize_square takes pixels (H, W) or (H, W, 3), not {tuple(pixels.shape)}. Of read_image's (C, H, W) give x[0], or np.moveaxis(x, 0, 2).")
     if pixels.shape[:2] == (size, size): return pixels
     how = Image.Resampling.NEAREST if mask else Image.Resampling.BILINEAR
-    return np.asarray(Image.fromarray(pixels).resize((size, size), how))
+    return np.array(Image.fromarray(pixels).resize((size, size), how))  # a copy: PIL's own pixels are read-only
 
 # %% ../nbs/08_files.ipynb #833118a5
 def quiet(
@@ -153,6 +167,7 @@ def _transfer(url, part, progress):
     try: reply = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30)
     except urllib.error.HTTPError as e:
         if e.code != 416: raise
+        if re.search(rf"/{done}$", e.headers.get("Content-Range", "")): return  # all of it is here already
         part.unlink()  # more is here than there: not the same file
         return _transfer(url, part, progress)
     with reply:
@@ -187,7 +202,8 @@ class ResumableDownload:
                 if getattr(e, "errno", None) in (errno.ENOSPC, errno.EACCES, errno.EROFS):
                     raise OSError(e.errno, f"Could not write {self.part}: {e}. Free some space, or set CMUNEXT_CACHE.") from None
                 problem = e
-        raise ConnectionError(f"The download of {url} failed ({problem}). What came is kept in {self.part}; call again to go on.")
+        kept = f"What came is kept in {self.part}; call again to go on." if self.part.exists() else "Check the address and the connection, then call again."
+        raise ConnectionError(f"The download of {url} failed ({problem}). {kept}")
 
 # %% ../nbs/08_files.ipynb #54289228
 def fetch(
@@ -219,16 +235,18 @@ def unzip(
     archive, folder = Path(archive), Path(folder)
     if folder.is_dir() and any(folder.iterdir()): raise FileExistsError(f"{folder} exists and is not empty. Remove it, or choose another folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temp = Path(tempfile.mkdtemp(prefix=".unzip-", dir=folder.parent))
+    temp = Path(tempfile.mkdtemp(prefix=".unzip-", dir=folder.parent)) / "all"  # a new folder in it has the usual permissions
     try:
+        temp.mkdir()
         with zipfile.ZipFile(archive) as z:
             for name in z.namelist():
                 if re.match(r"[/\\]|[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
                     raise ValueError(f"{archive} holds {name!r}, which would land outside {folder}. Nothing was unpacked; do not trust it.")
             z.extractall(temp)
         return temp.rename(folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as e: raise ValueError(f"{archive} is not a whole zip archive ({e}). Download it again.") from None
-    finally: shutil.rmtree(temp, ignore_errors=True)
+    except (NotImplementedError, RuntimeError) as e: raise ValueError(f"{archive} cannot be unpacked by Python ({e}). Unpack it by hand, with the program that it was made for.") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError) as e: raise ValueError(f"{archive} is not a whole zip archive ({e}). Download it again.") from None
+    finally: shutil.rmtree(temp.parent, ignore_errors=True)
 
 # %% ../nbs/08_files.ipynb #b61fd51e
 def cache_dir() -> Path: # the folder; made when something is written to it

@@ -9,6 +9,7 @@ __all__ = ['VARIANTS', 'ZOO', 'DecoderStage', 'check_input', 'CMUNeXt', 'list_mo
 # %% ../nbs/06_model.ipynb #ad3e7e0d
 import difflib
 import inspect
+import math
 from importlib import import_module
 from numbers import Integral
 from pathlib import Path
@@ -67,6 +68,7 @@ def check_input(
     in_channels: int, # channels that the network takes
 ):
     "Do nothing where `x` is what the network takes; otherwise a `ValueError` that says what came, what is expected, what to do."
+    if not isinstance(x, torch.Tensor): raise TypeError(f"A network takes a tensor (N, {in_channels}, H, W), not {type(x).__name__}: convert it with torch.as_tensor, or give the image to predict.")
     if x.ndim != 4: problem = "needs four axes. Give one image a batch axis with image[None]"
     elif x.shape[1] != in_channels:
         problem = f"takes {in_channels} channels. Repeat a grey image with to_channels, or build the network with in_channels={x.shape[1]}"
@@ -74,6 +76,14 @@ def check_input(
     elif not x.is_floating_point(): problem = f"takes float images, not {x.dtype}. Convert them with preprocess"
     else: return
     raise ValueError(f"Got images of shape {tuple(x.shape)} for a network on (N, {in_channels}, H, W): it {problem}.")
+
+# %% ../nbs/06_model.ipynb #4940bb13
+def _check_alone(x, stages):
+    "A `ValueError` where batch norm in training would meet a single number a channel, in the deepest map."
+    numbers = len(x) * math.prod(math.ceil(s / 2 ** (len(stages) - 1)) for s in x.shape[-2:])
+    if numbers == 1 and any(isinstance(m, nn.BatchNorm2d) and m.training for m in stages[-1].modules()):
+        raise ValueError(f"One image of {x.shape[-2]} x {x.shape[-1]} leaves one number a channel in the deepest map, and batch norm in training needs two. "
+                         "Call model.eval() to predict; to train, give two images or a larger one.")
 
 # %% ../nbs/06_model.ipynb #692b765e
 def _config(in_channels, num_classes, plan, **swapped):
@@ -85,7 +95,7 @@ def _config(in_channels, num_classes, plan, **swapped):
 
 # %% ../nbs/06_model.ipynb #1f181989
 class CMUNeXt(UShape):
-    "Images (N, in_channels, H, W) to logits (N, num_classes, H, W), any H, W >= 16. Paper: Figure 1; the defaults are base CMUNeXt of Table 1."
+    "Images (N, in_channels, H, W) to logits (N, num_classes, H, W), any H, W >= 16 (in training one image must be larger, for its batch norm). Paper: Figure 1; the defaults are base CMUNeXt of Table 1."
     def __init__(self,
         in_channels: int = 3, # channels of the images
         num_classes: int = 1, # channels of the logits; 1 for lesion against the rest
@@ -109,7 +119,9 @@ class CMUNeXt(UShape):
         self.config, self.preprocess = _config(in_channels, num_classes, plan, block=block, fusion=fusion, stage=stage, **kinds), "imagenet"
 
     def forward(self, x):
-        if not _recording(): check_input(x, self.config["in_channels"])
+        if not _recording():
+            check_input(x, self.config["in_channels"])
+            _check_alone(x, self.encoder)
         return super().forward(x)
 
 # %% ../nbs/06_model.ipynb #90e2f842

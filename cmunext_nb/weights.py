@@ -8,16 +8,18 @@ __all__ = ['UPSTREAM_NAMES', 'IMAGENET_MEAN', 'IMAGENET_STD', 'PREPROCESSING', '
 
 # %% ../nbs/07_weights.ipynb #10ddbe1d
 import errno
+import inspect
 import json
 import os
 import re
+import sys
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from .model import _recording, create_model, unknown_name
+from .model import CMUNeXt, _recording, create_model, unknown_name
 
 # %% ../nbs/07_weights.ipynb #91c3841d
 UPSTREAM_NAMES = {  # ours: theirs
@@ -102,21 +104,50 @@ def _compare(wanted, got):
     parts = [("missing", missing), ("unexpected", extra), ("of another shape", shapes), ("with NaN or infinite values", broken)]
     return "; ".join(f"{what}: {few(names)}" for what, names in parts if names)
 
+# %% ../nbs/07_weights.ipynb #5ab6d36a
+def _plain(value):
+    "A config that JSON can hold: classes and functions become the text `code:name`."
+    if isinstance(value, dict): return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)): return [_plain(v) for v in value]
+    return f"code:{getattr(value, '__name__', value)}" if callable(value) else value
+
+def _unwrapped(model):
+    "The network inside torch's wrappers (several devices, averaged weights, compile); a part of its own that is called `module` is none of them."
+    wrappers = torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel
+    while isinstance(model, wrappers) or hasattr(model, "_orig_mod"): model = model.module if isinstance(model, wrappers) else model._orig_mod
+    return model
+
+# %% ../nbs/07_weights.ipynb #2b6c94e8
+def _classes(config):
+    "The classes that a `config` names, and the usual ones of CMUNeXt for the others: argument -> name, without addresses in memory."
+    usual = {k: _plain(p.default) for k, p in inspect.signature(CMUNeXt).parameters.items()}
+    found = {k: v for k, v in {**usual, **_plain(config.get("overrides", {}))}.items() if str(v).startswith("code:")}
+    return {k: re.sub(r" at 0x[0-9a-f]+", "", v[5:]) for k, v in found.items()}
+
+def _other_function(theirs, ours):
+    "How the classes of two configs differ, as one phrase; empty where they do not, or where one of them is None and says nothing."
+    if theirs is None or ours is None: return ""
+    a, b = _classes(theirs), _classes(ours)
+    return "; ".join(f"{k} is {a.get(k, 'none')} there and {b.get(k, 'none')} here" for k in sorted({*a, *b}) if a.get(k) != b.get(k))
+
 # %% ../nbs/07_weights.ipynb #dcdc2ce4
 def load_upstream(
     model: torch.nn.Module, # CMUNeXt of the same dims, depths and kernel sizes
     source, # a state dict, or the path of a .pth, .pt, .npz or .safetensors file with upstream's names
 ) -> torch.nn.Module: # the same model, with `preprocess="upstream"` and no `trained_size`
     "Upstream's weights into `model`, strictly: every tensor must fit. Otherwise a `ValueError` says what does not, and the model is unchanged."
+    given, model = model, _unwrapped(model)
     names = {k: upstream_name(k, len(getattr(model, "encoder", ()))) for k in model.state_dict()}
     what = "The state dict" if isinstance(source, dict) else str(source)
     state = _state_dict(source if isinstance(source, dict) else _read_state(source), what)
     problem = _compare({names[k]: v for k, v in model.state_dict().items()}, state)
     if problem: raise ValueError(f"{what} does not fit this network: {problem}. Build the variant that it was trained as, "
                                  "with the same in_channels and num_classes; for a file written by save_weights use load_weights.")
+    other = _other_function({}, getattr(model, "config", None))
+    if other: raise ValueError(f"{what} fits this network's tensors, but upstream's network computes something else: {other}. Build it with the usual classes.")
     model.load_state_dict({k: state[v] for k, v in names.items()})
     model.preprocess, model.trained_size = "upstream", None  # their files do not say the size
-    return model
+    return given
 
 # %% ../nbs/07_weights.ipynb #09a09f3f
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # red, green, blue; of images in 0..1
@@ -168,10 +199,13 @@ def to_channels(
                      f"Read them with channels={in_channels}, or build the network with in_channels={images.shape[1]}.")
 
 # %% ../nbs/07_weights.ipynb #d227775f
-def _disk_problem(error, names):
-    "The `OSError` behind `error` that concerns one of the files `names`, or None."
-    while error is not None:  # some writers wrap a full disk into an error of their own
-        if isinstance(error, OSError) and error.errno and (error.filename is None or str(error.filename) in names): return error
+_DISK = {errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+def _disk_problem(error, names, before=None):
+    "The `OSError` behind `error` that concerns one of the files `names`, or None; `before` was under way already, and is no part of it."
+    if not isinstance(error, Exception): return None  # Ctrl-C stays Ctrl-C
+    while error is not None and error is not before:  # some writers wrap a full disk into an error of their own
+        if isinstance(error, OSError) and (str(error.filename) in names if error.filename is not None else error.errno in _DISK): return error
         error = error.__cause__ or error.__context__
 
 def _remedy(error):
@@ -188,7 +222,7 @@ def atomic_write(
 ):
     "Open a file that takes the place of `path` once it is whole; on any error the old file stays. An `OSError` names file and remedy."
     target = Path(os.path.realpath(path))  # through a link to the file behind it, so that the link stays a link
-    temp = target.with_name(f".{target.name[:200]}.{uuid.uuid4().hex[:8]}.tmp")
+    temp, before = target.with_name(f".{target.name[:200]}.{uuid.uuid4().hex[:8]}.tmp"), sys.exc_info()[1]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(temp, mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8") as file:
@@ -199,24 +233,12 @@ def atomic_write(
     except BaseException as error:
         try: temp.unlink(missing_ok=True)
         except OSError: pass  # the first error is the one to tell about
-        problem = _disk_problem(error, {str(p) for p in (temp, target, *target.parents)})
+        problem = _disk_problem(error, {str(p) for p in (temp, target, *target.parents)}, before)
         if problem is None: raise
         kept = "The old file is untouched." if os.path.isfile(target) else "Nothing was written."
         raise OSError(problem.errno, f"Could not write {path}: {problem.strerror or problem}. {_remedy(problem)} {kept}") from error
 
 # %% ../nbs/07_weights.ipynb #8b669c75
-def _plain(value):
-    "A config that JSON can hold: classes and functions become the text `code:name`."
-    if isinstance(value, dict): return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (tuple, list)): return [_plain(v) for v in value]
-    return f"code:{getattr(value, '__name__', value)}" if callable(value) else value
-
-def _unwrapped(model):
-    "The network inside torch's wrappers (several devices, averaged weights, compile); a part of its own that is called `module` is none of them."
-    wrappers = torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel
-    while isinstance(model, wrappers) or hasattr(model, "_orig_mod"): model = model.module if isinstance(model, wrappers) else model._orig_mod
-    return model
-
 def _to_json(value): return json.dumps(value, default=lambda v: v.item() if hasattr(v, "item") else str(v))
 
 # %% ../nbs/07_weights.ipynb #d3f6967a
@@ -274,15 +296,20 @@ def _build(path, config):
 def load_weights(
     path, # file written by `save_weights`
     model: torch.nn.Module = None, # network to fill; built from the file's config where not given
+    strict: bool = True, # False: also into a network with another activation, norm, block, fusion or stage, where the tensors fit
 ) -> torch.nn.Module: # the model, with the file's `preprocess` and `trained_size` (None where the file does not say)
     "Weights from a file of ours; where they do not fit, a `ValueError` says why, and the model is unchanged."
     about = read_metadata(path)
     state = _read_state(path)
-    if model is None: model = _build(path, about["config"])
+    given = _build(path, about["config"]) if model is None else model
+    model = _unwrapped(given)
     problem = _compare(model.state_dict(), state)
     if problem: raise ValueError(f"{path} does not fit this network: {problem}. It was saved from {about['config']}: "
                                  "build that network, or call load_weights without one.")
+    other = strict and _other_function(about["config"], getattr(model, "config", None))
+    if other: raise ValueError(f"{path} fits this network's tensors, but was saved from one that computes something else: {other}. "
+                               "Build the network as it was; strict=False loads the weights all the same, for a training to go on from.")
     model.load_state_dict(state)
     model.preprocess, size = about["preprocess"], about.get("trained_size")
     model.trained_size = tuple(size) if size else None
-    return model
+    return given

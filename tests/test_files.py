@@ -164,7 +164,11 @@ class Server:
                 outer.visits.append(asked)
                 if outer.status: return self.send_error(outer.status)
                 start = int(re.search(r"=(\d+)-", asked)[1]) if asked and outer.ranges else 0
-                if start > len(CONTENT): return self.send_error(416)
+                if asked and outer.ranges and start >= len(CONTENT):  # as the standard has it: nothing begins there
+                    self.send_response(416)
+                    self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
+                    self.send_header("Content-Length", "0")
+                    return self.end_headers()
                 self.send_response(206 if start else 200)
                 self.send_header("Content-Length", str(len(CONTENT) - start))
                 self.end_headers()
@@ -262,6 +266,17 @@ def test_progress_bar_counts_what_was_there(server, tmp_path, capfd, monkeypatch
     assert quiet(True) and quiet(False)
 
 
+def test_a_part_that_is_whole_is_not_fetched_again(server, tmp_path):
+    (tmp_path / "set.zip.part").write_bytes(CONTENT)  # the last call was killed between the last byte and the renaming
+    assert get(server, tmp_path).read_bytes() == CONTENT and server.visits == [f"bytes={len(CONTENT)}-"]
+
+
+def test_nothing_came_so_nothing_is_kept(server, tmp_path):
+    server.status = 404
+    with pytest.raises(ConnectionError, match="404.*Check the address") as error: get(server, tmp_path)
+    assert ".part" not in str(error.value)
+
+
 # archives
 
 def zipped(path, **members):
@@ -273,6 +288,19 @@ def zipped(path, **members):
 def test_unzip(tmp_path):
     assert (unzip(zipped(tmp_path / "a.zip", **{"set/a..b.txt": "hi"}), tmp_path / "out") / "set" / "a..b.txt").read_text() == "hi"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zip", "out"]
+
+
+def test_others_may_read_what_was_unpacked(tmp_path):
+    (tmp_path / "usual").mkdir()
+    unpacked = unzip(zipped(tmp_path / "a.zip", a="hi"), tmp_path / "out")
+    assert unpacked.stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_an_archive_with_a_password(tmp_path):
+    whole = bytearray(zipped(tmp_path / "a.zip", a="hi").read_bytes())
+    whole[6] |= 1; whole[whole.index(b"PK\x01\x02") + 8] |= 1  # the flag of encryption, in both headers
+    (tmp_path / "secret.zip").write_bytes(whole)
+    with pytest.raises(ValueError, match="secret.zip cannot be unpacked.*encrypted.*by hand"): unzip(tmp_path / "secret.zip", tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["../evil.txt", "a/../../evil.txt", "/evil.txt", "..\\evil.txt", "C:\\evil.txt", "\\evil.txt"])

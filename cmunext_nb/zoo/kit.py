@@ -55,15 +55,15 @@ def draw_nodes(
 
 # %% ../../nbs/zoo/kit.ipynb #9b5f26d0
 class _Tally(TorchDispatchMode):
-    "Adds up the numbers that norms and upsamplings put out."
-    def __init__(self):
+    "Adds up the numbers that norms and upsamplings put out. A norm of a network's own weights is none of them."
+    def __init__(self, model):
         super().__init__()
-        self.seen = dict(norm=0, nearest=0, bilinear=0)
+        self.seen, self.weights = dict(norm=0, nearest=0, bilinear=0), {p.untyped_storage()._cdata for p in model.parameters()}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out, name = func(*args, **(kwargs or {})), str(func)
         kind = next((k for k, word in (("norm", "_norm"), ("nearest", "upsample_nearest"), ("bilinear", "upsample_bilinear")) if word in name), None)
-        if kind: self.seen[kind] += (out[0] if isinstance(out, tuple) else out).numel()
+        if kind and args[0].untyped_storage()._cdata not in self.weights: self.seen[kind] += (out[0] if isinstance(out, tuple) else out).numel()
         return out
 
 # %% ../../nbs/zoo/kit.ipynb #35ff000a
@@ -74,6 +74,6 @@ def work_of(
 ) -> dict: # macs; and the numbers put out by norms, by nearest and by bilinear upsampling
     "Multiply-accumulates (convolutions and matrix products) for one image, and the outputs that the paper's counter bills beside them."
     model = copy.deepcopy(model).to("meta").eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, _Tally() as tally:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, _Tally(model) as tally:
         model(torch.zeros(1, in_channels, size, size, device="meta"))
     return dict(macs=counter.get_total_flops() // 2, **tally.seen)
