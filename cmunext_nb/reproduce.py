@@ -148,6 +148,8 @@ def _averages(model, valid, device, kinds=_AVERAGES):
     return {f"last_{tta}": _rounded(evaluate(TTAWrapper(model, tta), valid, device)) for tta in kinds}
 
 # %% ../nbs/49_reproduce.ipynb #07062410
+def _checksums(train, valid): return f"{_checksum(train)}-{_checksum(valid)}"
+
 def _machine(device):
     "Card or processor, and the versions that can change a figure."
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
@@ -217,8 +219,6 @@ def add_result(
     with atomic_write(path) as file: file.write("".join(json.dumps(r) + "\n" for r in lines.values()).encode())
 
 # %% ../nbs/49_reproduce.ipynb #f07f729e
-def _checksums(train, valid): return f"{_checksum(train)}-{_checksum(valid)}"
-
 def _is_made(name, path, train, valid):
     "Is there a line of this name? A `ValueError` if it tells of other images; older lines do not say."
     line = next((r for r in load_results(path) if r["name"] == name), None)
