@@ -734,6 +734,11 @@ def _find_state(run, resume):
         raise ValueError(f"{path} cannot be read ({type(e).__name__}): it may be cut short. Use resume=False to start anew") from e
 
 # %% ../nbs/15_train.ipynb #8bc2e58d
+def _write_state(state, file):
+    "torch.save, whose writer would turn Ctrl-C into a RuntimeError."
+    try: torch.save(state, file)
+    except RuntimeError as e: raise (e.__context__ if isinstance(e.__context__, KeyboardInterrupt) else e)
+
 def _save_run(run):
     "Keep a snapshot in memory and, on the first process, in the folder: weights, history, state. Each file is replaced whole."
     run.saved = run.history.state = _snapshot(run)
@@ -744,7 +749,7 @@ def _save_run(run):
             _save_model(run, "last")
             if run.history.best is run.history.last: _save_model(run, "best")
         run.history.save(run.out / "history.jsonl")
-        with atomic_write(run.out / "state.pt") as f: torch.save(run.saved, f)
+        with atomic_write(run.out / "state.pt") as f: _write_state(run.saved, f)
 
 # %% ../nbs/15_train.ipynb #82e5ba2b
 @contextmanager

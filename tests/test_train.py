@@ -1,5 +1,5 @@
 """Training: exact resume, interrupts, bad input, several processes. The everyday path is checked in nbs/15_train.ipynb."""
-import errno, json, os, signal, subprocess, sys
+import errno, io, json, os, signal, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -200,6 +200,16 @@ def test_ctrl_c_before_the_first_epoch(whole):
     _, first = train(on_step=interrupt)
     assert first.interrupted and not first.rows and "no epoch finished" in repr(first)
     assert same(train(tiny(seed=7), resume=first)[0], whole[0])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_ctrl_c_while_the_state_is_written(error):
+    "torch's writer, told to stop, finds its file too short and says so instead."
+    class File(io.BytesIO):
+        def write(self, data):
+            if self.tell() > 2000: raise error
+            return super().write(data)
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else (OSError, RuntimeError)): T._write_state(dict(tiny().state_dict()), File())
 
 
 class Breaks(nn.Module):
