@@ -6,13 +6,14 @@ Resumes after a kill, since its minutes are those of the epochs. `--start phanto
 With `--looks 10` the weights are also scored with six looks at each image, at the three sizes of `--six` (nbs/16_predict.ipynb), after every tenth epoch
 and the last: a protocol of its own, reported beside the other, which does not end the training. Its scoring counts in its minutes only.
 """
-import argparse, json, time
+import argparse, json, sys, time
 from pathlib import Path
 
 import torch
 import cmunext_nb as cn
 from cmunext_nb.predict import TTAWrapper
 from cmunext_nb.reproduce import build_system
+from cmunext_nb.weights import atomic_write
 from machine import machine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,7 +23,7 @@ def training_minutes(history): return sum(r["seconds"] for r in history.rows) / 
 
 
 def looker(every, epochs, valid, path, six="scales"):
-    "A hook that scores the averaged weights at three sizes after every so many epochs, into a file of lines, so that a kill loses none."
+    "A hook that scores the averaged weights with six looks after every so many epochs, into a file of lines, so that a kill loses none."
     def look(run):
         if not every or run.epoch % every and run.epoch < epochs: return
         begun, network = time.monotonic(), TTAWrapper(run.average.model if run.average else run.model, six)
@@ -53,7 +54,7 @@ def main():
     p.add_argument("--epochs", type=int, default=150, help="length of the schedule (default: 150)")
     p.add_argument("--start", help="weights to begin with, as in cmunext_nb.reproduce (default: random)")
     p.add_argument("--seed", type=int, default=41)
-    p.add_argument("--looks", type=int, default=0, help="also score at three sizes after every so many epochs (default: never)")
+    p.add_argument("--looks", type=int, default=0, help="also score with six looks after every so many epochs (default: never)")
     p.add_argument("--six", choices=("scales", "zoom"), default="scales", help="sizes of the six looks, as tta of predict (default: scales)")
     p.add_argument("--device")
     p.add_argument("--out", type=Path, help="(default: benchmarks/time_to_accuracy.json, with another recipe time_to_accuracy_RECIPE.json)")
@@ -67,12 +68,15 @@ def main():
         look(run)
         return run.history.best.get("iou", 0) < a.target / 100
     history = cn.fit(model, train, valid, a.recipe, epochs=a.epochs, seed=a.seed, device=a.device, on_epoch=below, out=folder)
+    if history.interrupted: raise KeyboardInterrupt(history.message)
     result = dict(machine=dict(machine(), device=torch.cuda.get_device_name() if torch.cuda.is_available() and a.device != "cpu" else "CPU"),
                   target=a.target, reached=history.best["iou"] >= a.target / 100, best_iou=round(100 * history.best["iou"], 2), best_epoch=history.best["epoch"], last_iou=round(100 * history.last.get("iou", 0), 2),
                   minutes=round(training_minutes(history), 1), epochs_done=len(history.rows), schedule=f"{a.recipe}, {a.epochs} epochs", start=a.start or "random", seed=a.seed,
-                  six=a.six, at_three_sizes=looked(folder / f"looks_{a.six}.jsonl", a.target))
-    out.write_text(json.dumps(result, indent=2) + "\n")
+                  six=a.six, six_looks=looked(folder / f"looks_{a.six}.jsonl", a.target))
+    with atomic_write(out) as file: file.write((json.dumps(result, indent=2) + "\n").encode())
     print(json.dumps(result, indent=2))
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    try: main()
+    except KeyboardInterrupt as e: sys.exit(str(e) or "interrupted; the same command goes on")

@@ -24,7 +24,7 @@ PUBLIC = {
     "metrics": ("segmentation_counts", "iou", "f1", "hd95"),
     "cpu": ("keep_memory", "wide_norm"), "optim": ("Muon", "orthogonalise"),
     "train": ("fit", "evaluate", "recipes", "Recipe", "History", "pick_device"),
-    "predict": ("predict", "Prediction"), "ensemble": ("Ensemble", "coverage_curve"),
+    "predict": ("predict", "Prediction", "TTAWrapper"), "ensemble": ("Ensemble", "coverage_curve"),
     "layers": ("layer_names", "find_layer", "randomized"),
     "receptive_field": ("receptive_field", "effective_receptive_field"),
     "cam": ("seg_cam", "control_cam", "deletion_curve"),

@@ -36,6 +36,7 @@ def run_demo(
     torch.manual_seed(seed)
     model, epochs = create_model("cmunext_s"), epochs or settings["epochs"]
     history = fit(model, train, valid, recipe="fast", seed=seed, out=out, device=device, **dict(settings, epochs=epochs))
+    if history.interrupted: raise KeyboardInterrupt(history.message)
     report = dict(data=data, split=split, seed=seed, epochs=epochs, figures=figures(model, history, valid, data, device))
     return report if out is None else keep(report, model, valid, Path(out))
 
@@ -57,8 +58,9 @@ def draw(model, valid, path, rows=6):
     "Write the picture of `rows` held-out images, from the best scored to the worst, and return its path."
     from cmunext_nb.plot import house_style, show_predictions
     from cmunext_nb.predict import predict
+    from cmunext_nb.train import _wanted
     from cmunext_nb.weights import atomic_write
-    truth, masks = valid.masks[:, 0].bool().numpy(), [r.mask for r in predict(model, valid, size=None)]
+    truth, masks = valid.masks[:, 0].bool().numpy(), [r.mask for r in predict(model, valid, size=_wanted(model, "trained"))]
     scores = [float((m & t).sum() / max((m | t).sum(), 1)) for m, t in zip(masks, truth)]
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     chosen = [order[round(i * (len(order) - 1) / max(rows - 1, 1))] for i in range(min(rows, len(order)))]
@@ -103,4 +105,6 @@ def main(args=None):
 
 # %% ../nbs/18_demo.ipynb #fa936ea2
 #| eval: false
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    try: main()
+    except KeyboardInterrupt as e: raise SystemExit(str(e) or "interrupted; the same command goes on")

@@ -52,6 +52,10 @@ class Ensemble(nn.Module):
     @property
     def trained_size(self): return next((size for m in self.members if (size := _about(m)["trained_size"])), None)
 
+    @trained_size.setter
+    def trained_size(self, size):
+        for m in self.networks: _core(m).trained_size = size
+
     def forward(self, x): return torch.logit(torch.stack([torch.sigmoid(m(x).float()) for m in self.members]).mean(0), eps=1e-6)
 
 # %% ../nbs/16b_ensemble.ipynb #16b00035

@@ -26,7 +26,7 @@ from .weights import _unwrapped, atomic_write, preprocess as _preprocess, to_cha
 def resize(images: torch.Tensor, # float (N, C, H, W)
     size: tuple, # (height, width) in pixels
 ) -> torch.Tensor: # float (N, C, height, width)
-    "Bilinear with antialiasing, as training images are resized: shrinking averages the pixels under each new one, enlarging interpolates."
+    "Bilinear with antialiasing, as training images are resized: shrinking takes a weighted mean around each new pixel, enlarging interpolates."
     if tuple(images.shape[-2:]) == tuple(size): return images
     return F.interpolate(images, size=tuple(size), mode="bilinear", antialias=True, align_corners=False)
 
@@ -141,6 +141,9 @@ class TTAWrapper(torch.nn.Module):
 
     @property
     def trained_size(self): return getattr(_core(self.model), "trained_size", None)
+
+    @trained_size.setter
+    def trained_size(self, size): _core(self.model).trained_size = size
 
     def forward(self, x): return torch.logit(average_views(self.model, x, self.tta)[0], eps=1e-6)
 

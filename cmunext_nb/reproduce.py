@@ -19,7 +19,7 @@ from .model import PlainFusion, PlainStage, create_model, list_models, unknown_n
 from .weights import atomic_write, load_weights
 from .data import SegmentationData, clean_subset, load_dataset
 from .predict import TTAWrapper
-from .train import evaluate, fit, get_recipe, pick_device, pick_precision
+from .train import Recipe, _changed, _checksum, evaluate, fit, get_recipe, pick_device, pick_precision, recipes
 
 # %% ../nbs/49_reproduce.ipynb #9440d002
 SYSTEMS = dict(cmunext_no_fusion=("cmunext", dict(fusion=PlainFusion)), cmunext_no_block=("cmunext", dict(stage=PlainStage)))
@@ -82,14 +82,19 @@ def load_packed(
     return parts
 
 # %% ../nbs/49_reproduce.ipynb #bf8687a5
+def _plain(changes):
+    "As a file of lines gives it back: fields in order, lists for tuples, a dict for an augmentation."
+    return json.loads(json.dumps(changes, sort_keys=True, default=asdict))
+
 def changed_fields(
     changes, # the `changes` of a line, or None
 ) -> list: # of str
     "Changed fields as words: ema=0.9, augment.scale=0.6."
     flat = {}
-    for k, v in sorted((changes or {}).items()): flat.update({f"{k}.{field}": value for field, value in v.items()} if isinstance(v, dict) else {k: v})
+    for k, v in _plain(changes or {}).items(): flat.update({f"{k}.{field}": value for field, value in v.items()} if isinstance(v, dict) else {k: v})
     return [f"{k}={v}" for k, v in flat.items()]
 
+# %% ../nbs/49_reproduce.ipynb #71157d20
 def run_name(
     model: str, # name of the system
     data: str, # name of the set
@@ -102,7 +107,18 @@ def run_name(
     "The name of a run: letters, digits, dots, equals signs and underscores."
     changed = "".join(f"{word}_" for word in changed_fields(changes))
     text = f"{data}_split{split}_{model}_{recipe.name}_{changed}{recipe.epochs}epochs_{size}px_seed{seed}"
-    return "".join(c if c.isalnum() or c in "._=-" else "-" for c in text)
+    text = "".join(c if c.isalnum() or c in "._=-" else "-" for c in text)
+    return text if len(text) < 200 else f"{text[:190]}-{zlib.crc32(text.encode()):08x}"  # a folder's name has an end
+
+# %% ../nbs/49_reproduce.ipynb #915771cb
+def _differences(recipe):
+    "The fields in which a recipe differs from the named one, or from that of the defaults; of an augmentation those in which it differs."
+    named = recipes.get(recipe.name, Recipe())
+    own, mine = _plain(named), _plain(recipe)
+    if isinstance(mine["augment"], dict):
+        theirs = _plain(_changed(named.augment, {}))
+        mine["augment"] = {k: v for k, v in mine["augment"].items() if v != theirs[k]} or own["augment"]
+    return {k: v for k, v in mine.items() if k not in ("name", "epochs") and v != own[k]}
 
 def _marked(changes, start):
     "What tells a run from its recipe: the fields that were changed, and the weights that it began with, a file by its name and checksum."
@@ -132,6 +148,8 @@ def _averages(model, valid, device, kinds=_AVERAGES):
     return {f"last_{tta}": _rounded(evaluate(TTAWrapper(model, tta), valid, device)) for tta in kinds}
 
 # %% ../nbs/49_reproduce.ipynb #07062410
+def _checksums(train, valid): return f"{_checksum(train)}-{_checksum(valid)}"
+
 def _machine(device):
     "Card or processor, and the versions that can change a figure."
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
@@ -166,7 +184,7 @@ def run_system(
     recipe, size, data = get_recipe(recipe, epochs, **changes), max(valid.images.shape[-2:]), valid.meta.get("dataset", "own")
     if data == start == "busi" and valid.meta.get("split", 1) != 1:
         raise ValueError("start='busi': these weights learned on split 1 and have seen scans that are validated on here. Begin with 'phantom' or with random weights.")
-    changes = _marked(changes, start)
+    changes = _marked(_differences(recipe), start)
     name = run_name(model, data, valid.meta.get("split", 1), recipe, size, seed, changes)
     network, device, folder = build_system(model, seed, num_classes=valid.masks.shape[1], start=start), pick_device(device), Path(out) / name
     history = fit(network, train, valid, recipe, seed=seed, out=folder, device=device, progress=progress, on_step=_deadline(minutes, os.environ.get("CMUNEXT_PARENT")))
@@ -175,7 +193,7 @@ def run_system(
     if progress: print(f"Scoring {len(valid)} images: last and best weights, mirrored, at three sizes, and zoomed.", flush=True)
     best = load_weights(folder / "best.safetensors", build_system(model, seed, num_classes=valid.masks.shape[1]))
     line = dict(name=name, model=model, data=data, split=valid.meta.get("split", 1), seed=seed, size=size, recipe=recipe.name, changes=changes,
-                epochs=recipe.epochs, parameters=sum(p.numel() for p in network.parameters()), n_train=len(train), n_valid=len(valid))
+                epochs=recipe.epochs, parameters=sum(p.numel() for p in network.parameters()), n_train=len(train), n_valid=len(valid), data_checksum=_checksums(train, valid))
     line.update(_protocols(network, best.to(device), valid, device), best_epoch=history.best["epoch"], minutes=round(sum(r["seconds"] for r in history.rows) / 60, 2))
     return dict(line, precision=str(pick_precision(device, recipe.amp)).removeprefix("torch."), **_machine(device), settings=asdict(recipe), date=time.strftime("%Y-%m-%d"), curve=_columns(history.rows))
 
@@ -200,6 +218,14 @@ def add_result(
     lines = {r["name"]: r for r in [*load_results(path), line]}
     with atomic_write(path) as file: file.write("".join(json.dumps(r) + "\n" for r in lines.values()).encode())
 
+# %% ../nbs/49_reproduce.ipynb #f07f729e
+def _is_made(name, path, train, valid):
+    "Is there a line of this name? A `ValueError` if it tells of other images; older lines do not say."
+    line = next((r for r in load_results(path) if r["name"] == name), None)
+    if line and (made := line.get("data_checksum")) and made != (here := _checksums(train, valid)):
+        raise ValueError(f"{name} in {path} was made with other images (checksum {made}, here {here}): use a --results and an --out of their own")
+    return line is not None
+
 # %% ../nbs/49_reproduce.ipynb #d2e2d304
 def _mean_over(runs, protocol, metric):
     "Mean over splits of the mean over seeds, in percent; None where a run lacks the protocol: a mean over other splits would stand beside those over all."
@@ -221,10 +247,10 @@ def summarise(
 ) -> list: # of dicts, one a system and schedule
     "Runs that differ in seed and split alone, as one row each: means in percent, how many splits and seeds, minutes a run."
     groups, rows = {}, []
-    for r in results: groups.setdefault((r["data"], r["recipe"], repr(r["changes"]), r["epochs"], r["size"], r["model"]), []).append(r)
+    for r in results: groups.setdefault((r["data"], r["recipe"], tuple(changed_fields(r["changes"])), r["epochs"], r["size"], r["model"]), []).append(r)
     for (data, recipe, _, epochs, size, model), runs in groups.items():
         scores = {f"{p}_{m}": _mean_over(runs, p, m) for p in ("best", "last", "last_clean", *(f"last_{tta}" for tta in _AVERAGES)) for m in ("iou", "f1")}
-        rows.append(dict(data=data, recipe=recipe, changes=runs[0]["changes"], epochs=epochs, size=size, model=model, parameters=runs[0]["parameters"],
+        rows.append(dict(data=data, recipe=recipe, changes=_plain(runs[0]["changes"]), epochs=epochs, size=size, model=model, parameters=runs[0]["parameters"],
                          splits=sorted({r["split"] for r in runs}), seeds=sorted({r["seed"] for r in runs}),
                          runs_each=[sum(r["split"] == s for r in runs) for s in sorted({r["split"] for r in runs})], spread=_spread_over(runs, "best", "iou"),
                          minutes=statistics.mean(r["minutes"] for r in runs), hardware=sorted({r["hardware"] for r in runs}), **scores))
@@ -278,7 +304,7 @@ def _changes(pairs):
         field, sign, text = pair.partition("=")
         if not sign: raise ValueError(f"--set {pair}: expected FIELD=VALUE, as in ema=0.999")
         try: found[field] = json.loads(text)
-        except json.JSONDecodeError: found[field] = text  # a bare word is text
+        except json.JSONDecodeError: found[field] = {"True": True, "False": False, "None": None}.get(text, text)  # Python's spelling; else a bare word is text
     return found
 
 def _load(a, split):
@@ -376,8 +402,8 @@ def main(
     recipe, made, todo, load = get_recipe(a.recipe, a.epochs, **changes), 0, [], lru_cache(1)(lambda split: _load(a, split))
     for model, split, seed in [(m, s, n) for m in a.models for s in a.splits for n in a.seeds]:
         train, valid = load(split)
-        name = run_name(model, valid.meta["dataset"], split, recipe, max(valid.images.shape[-2:]), seed, _marked(changes, a.start))
-        if any(r["name"] == name for r in load_results(a.results)): continue
+        name = run_name(model, valid.meta["dataset"], split, recipe, max(valid.images.shape[-2:]), seed, _marked(_differences(recipe), a.start))
+        if _is_made(name, a.results, train, valid): continue
         todo.append((name, model, split, seed))
         if a.jobs > 1: continue
         left = _left(end)

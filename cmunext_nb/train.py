@@ -11,6 +11,7 @@ import argparse, copy, hashlib, inspect, json, math, os, sys, time, warnings, zl
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.util import find_spec
+from numbers import Integral
 from pathlib import Path
 from types import SimpleNamespace
 import torch
@@ -40,7 +41,7 @@ class Recipe:
     power: float = 0.9 # of the poly schedule
     warmup: float = 0.0 # share of all steps in which the rate climbs ("onecycle", "cosine")
     augment: object = "paper" # a name in `augmentations`, an `Augment`, or None; in a call also a dict of fields that replace those of the recipe's own
-    sizes: tuple | None = None # ((from this share of the epochs, this share of the image size), ...), or None: always whole; the trained network is asked at the last one
+    sizes: tuple | None = None # ((from this share of the epochs, this share of the image size, or above 1 a side in pixels), ...), or None: always whole; the trained network is asked at the last one
     ema: float | None = None # decay a step of the averaged weights, or None
     bce_weight: float = 0.5 # of the cross-entropy beside the Dice loss
     amp: str | bool = False # "auto", "bf16", "fp16" or False, see `pick_precision`
@@ -81,18 +82,28 @@ def get_recipe(
     if isinstance(overrides.get("augment"), dict): overrides["augment"] = _changed(recipe.augment, overrides["augment"])
     return _check_recipe(replace(recipe, **overrides))
 
+# %% ../nbs/15_train.ipynb #a5e1b0f3
+def _rising(sizes):
+    "Is this None, or pairs of a rising share of the epochs and a size above 0?"
+    try:
+        starts, sides = zip(*sizes or [(0.0, 1.0)])
+        return all(a < b for a, b in zip(starts, [*starts[1:], 1])) and starts[0] >= 0 and min(sides) > 0
+    except (TypeError, ValueError): return False
+
 # %% ../nbs/15_train.ipynb #0d38b32d
 def _check_recipe(recipe):
     "The recipe itself, or a ValueError for a field that no training could use."
     def must(ok, what):
         if not ok: raise ValueError(f"recipe {recipe.name!r}: {what}")
-    must(recipe.epochs >= 1, f"epochs must be at least 1, not {recipe.epochs}")
-    must(recipe.batch_size >= 1, f"batch_size must be at least 1, not {recipe.batch_size}")
+    for name in ("epochs", "batch_size", "validate_every"):
+        must(isinstance(n := getattr(recipe, name), Integral) and n >= 1, f"{name} must be at least 1 and whole, not {n!r}")
     must(recipe.lr > 0, f"lr must be above 0, not {recipe.lr}")
     must(recipe.optimizer in ("sgd", "adamw", "muon"), f"optimizer must be 'sgd', 'adamw' or 'muon', not {recipe.optimizer!r}")
     must(recipe.schedule in ("poly", "onecycle", "cosine"), f"schedule must be 'poly', 'onecycle' or 'cosine', not {recipe.schedule!r}")
-    must(all(0 <= start < 1 for start, _ in recipe.sizes or ()), f"sizes={recipe.sizes} must start from shares of the epochs in 0..1, 1 excluded")
+    must(_rising(recipe.sizes), f"sizes={recipe.sizes!r} must be pairs such as ((0.0, 0.5), (0.4, 1.0)): rising shares of the epochs, 1 excluded, and sizes above 0")
     must(recipe.ema is None or 0 <= recipe.ema < 1, f"ema must be None or in 0..1, not {recipe.ema}")
+    must(recipe.clip is None or recipe.clip > 0, f"clip must be None or above 0, not {recipe.clip}")
+    must(0 <= recipe.warmup <= 1 and isinstance(recipe.prior, bool), f"warmup={recipe.warmup} must be in 0..1, and prior={recipe.prior!r} True or False")
     if isinstance(recipe.augment, str) and recipe.augment not in augmentations:
         raise unknown_name("augmentation", recipe.augment, augmentations)
     return recipe
@@ -120,10 +131,12 @@ def learning_rate(
 # %% ../nbs/15_train.ipynb #2f7a4f7d
 def pick_device(device=None, # torch.device or its name; None chooses
 ) -> torch.device:
-    "The device to work on: the one asked for, else CUDA, else Apple's MPS, else the CPU. Under torchrun each process takes its own GPU."
+    "The device to work on: the one asked for, else CUDA, else Apple's MPS, else the CPU. Of several GPUs the current one; under torchrun each process takes its own."
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(best if device is None else device)
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if device == torch.device("cuda") else device
+    if device != torch.device("cuda"): return device
+    here = torch.cuda.current_device() if best == "cuda" else 0
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", here)))
 
 # %% ../nbs/15_train.ipynb #e013d742
 def cpu_has_bfloat16() -> bool:
@@ -200,7 +213,8 @@ def _as_data(data, what):
 # %% ../nbs/15_train.ipynb #51e70878
 def _in_channels(model):
     "How many channels the network takes: from its config, else from its first convolution."
-    if getattr(model, "config", None) and "in_channels" in model.config: return model.config["in_channels"]
+    config = getattr(_unwrapped(model), "config", None)
+    if config and "in_channels" in config: return config["in_channels"]
     return next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
 
 def _check_fit(model, data, what):
@@ -209,7 +223,7 @@ def _check_fit(model, data, what):
     if found not in (1, wanted):
         raise ValueError(f"the network takes {wanted} channels, the {what} images have {found}: "
                          f"load them with channels={wanted}, or create_model(..., in_channels={found})")
-    classes, found = (getattr(model, "config", None) or {}).get("num_classes"), data.masks.shape[1]
+    classes, found = (getattr(_unwrapped(model), "config", None) or {}).get("num_classes"), data.masks.shape[1]
     if classes not in (None, found):
         raise ValueError(f"the network gives {classes} classes, the {what} masks have {found} channel(s): "
                          f"create_model(..., num_classes={found})")
@@ -238,7 +252,7 @@ def _count(model, data, device, dtype, loss_fn, batch_size, rank=0, world=1, siz
     loss, modes = torch.zeros((), dtype=torch.float64), [(m, m.training) for m in model.modules()]
     model.eval()
     for index in torch.arange(len(data.images))[rank::world].split(batch_size):
-        x = preprocess(to_channels(data.images[index].to(device), _in_channels(model)), getattr(model, "preprocess", "imagenet"))
+        x = preprocess(to_channels(data.images[index].to(device), _in_channels(model)), getattr(_unwrapped(model), "preprocess", "imagenet"))
         masks = data.masks[index].to(device)
         with _autocast(device, dtype): logits = _seen_at(model, x, size or x.shape[-2:], _layout(device))
         counts[index] = torch.stack(segmentation_counts(logits, masks), -1).cpu()
@@ -516,7 +530,7 @@ def get_batch(
     if run.recipe.augment is not None:
         generator = torch.Generator().manual_seed(_seed(run.seed, "augment", run.step if step is None else step, run.rank))
         images, masks = augment(images, masks, run.recipe.augment, generator)
-    x = preprocess(to_channels(images, _in_channels(run.model)), getattr(run.model, "preprocess", "imagenet"))
+    x = preprocess(to_channels(images, _in_channels(run.model)), getattr(_unwrapped(run.model), "preprocess", "imagenet"))
     return x.contiguous(memory_format=_layout(run.device, run.recipe.amp)), masks.float()
 
 # %% ../nbs/15_train.ipynb #8a6bb2b6
@@ -628,7 +642,7 @@ def _number(loss, meanwhile):
     "The value of a tensor, waiting for nothing that is asked for after it."
     if loss.device.type != "cuda": return loss.item()
     number, done = loss.detach().to("cpu", non_blocking=True), torch.cuda.Event()
-    done.record()
+    done.record(torch.cuda.current_stream(loss.device))
     meanwhile()
     done.synchronize()
     return number.item()
@@ -670,10 +684,14 @@ def _snapshot(run):
                         scaler=run.scaler.state_dict() if run.scaler else None, rows=run.history.rows))
 
 # %% ../nbs/15_train.ipynb #f6171786
+def _checksum(data):
+    "Eight digits that tell these images and masks from others."
+    crc = lambda t: zlib.crc32(t.contiguous().numpy())
+    return f"{crc(data.images) ^ crc(data.masks):08x}"
+
 def _about(run):
     "What must be the same for a training to continue, as flat names and values."
-    crc = lambda t: zlib.crc32(t.contiguous().numpy())
-    data = lambda d: d and f"{len(d.images)} images {tuple(d.images.shape[1:])}, checksum {crc(d.images) ^ crc(d.masks):08x}"
+    data = lambda d: d and f"{len(d.images)} images {tuple(d.images.shape[1:])}, checksum {_checksum(d)}"
     shapes = repr([(k, tuple(v.shape)) for k, v in run.model.state_dict().items()])
     weights = sum(p.numel() for p in run.model.parameters())
     model = f"{type(run.model).__name__} of {weights} parameters, checksum {zlib.crc32(shapes.encode()):08x}"
@@ -716,6 +734,11 @@ def _find_state(run, resume):
         raise ValueError(f"{path} cannot be read ({type(e).__name__}): it may be cut short. Use resume=False to start anew") from e
 
 # %% ../nbs/15_train.ipynb #8bc2e58d
+def _write_state(state, file):
+    "torch.save, whose writer would turn Ctrl-C into a RuntimeError."
+    try: torch.save(state, file)
+    except RuntimeError as e: raise (e.__context__ if isinstance(e.__context__, KeyboardInterrupt) else e)
+
 def _save_run(run):
     "Keep a snapshot in memory and, on the first process, in the folder: weights, history, state. Each file is replaced whole."
     run.saved = run.history.state = _snapshot(run)
@@ -726,7 +749,7 @@ def _save_run(run):
             _save_model(run, "last")
             if run.history.best is run.history.last: _save_model(run, "best")
         run.history.save(run.out / "history.jsonl")
-        with atomic_write(run.out / "state.pt") as f: torch.save(run.saved, f)
+        with atomic_write(run.out / "state.pt") as f: _write_state(run.saved, f)
 
 # %% ../nbs/15_train.ipynb #82e5ba2b
 @contextmanager
@@ -815,7 +838,7 @@ def _announce(run):
     r, kind = run.recipe, run.device.type
     detail = f"{torch.get_num_threads()} threads" if kind == "cpu" else torch.cuda.get_device_name(run.device) if kind == "cuda" else "GPU"
     where = f"{kind} ({detail})" + (f" x {run.world} processes" if run.world > 1 else "")
-    name = (getattr(run.model, "config", None) or {}).get("name") or type(run.model).__name__
+    name = (getattr(_unwrapped(run.model), "config", None) or {}).get("name") or type(run.model).__name__
     done = f", going on after epoch {run.epoch}" if run.step else ""
     plan = f"recipe {r.name}: {r.epochs} epochs of {run.steps_per_epoch} steps"
     print(f"Training {name} on {where} in {str(run.dtype)[6:]}, {plan}{done}.", flush=True)
@@ -873,7 +896,8 @@ def _kept_after_interrupt(run):
 def _train(run, on_step, on_epoch):
     "Epoch after epoch, until the last or until a hook stops."
     _save_run(run)  # at once: a folder that cannot be written to is found out before the work, not after it
-    with _progress(run) as report, keep_memory() if run.device.type == "cpu" else nullcontext():
+    home = dict(cpu=keep_memory, cuda=lambda: torch.cuda.device(run.device)).get(run.device.type, nullcontext)  # streams and graphs are those of the current GPU
+    with _progress(run) as report, home():
         while run.epoch < run.recipe.epochs:
             _set_size(run)
             if not _run_epoch(run, on_step, on_epoch, report):
@@ -954,9 +978,12 @@ def main(
     torch.manual_seed(a.seed)
     model = create_model(a.model)
     history = fit(model, train, valid, a.recipe, a.epochs, a.seed, a.out, resume=not a.fresh, device=a.device)
+    if history.interrupted: raise KeyboardInterrupt(history.message)
     if int(os.environ.get("RANK", 0)) == 0 and history.last: print(_report(history, model, valid, a))
     if dist.is_available() and dist.is_initialized(): dist.destroy_process_group()
     return history
 
 # %% ../nbs/15_train.ipynb #a28b5362
-if __name__ == "__main__" and globals().get("__package__") == "cmunext_nb": main()
+if __name__ == "__main__" and globals().get("__package__") == "cmunext_nb":
+    try: main()
+    except KeyboardInterrupt as e: sys.exit(str(e) or "interrupted")

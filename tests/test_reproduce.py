@@ -17,8 +17,9 @@ from PIL import Image
 
 from cmunext_nb import reproduce
 from cmunext_nb.data import data_roots, load_dataset
+from cmunext_nb.augment import Augment, augmentations
 from cmunext_nb.reproduce import SYSTEMS, add_result, build_system, load_packed, load_results, main, pack_dataset, results_table, run_name, run_system, summarise
-from cmunext_nb.train import get_recipe
+from cmunext_nb.train import Recipe, get_recipe
 from cmunext_nb.weights import save_weights
 
 
@@ -89,6 +90,62 @@ def test_names_differ_where_figures_could():
     base = dict(model="cmunext_s", data="busi", split=1, recipe=get_recipe("fast"), size=256, seed=41, changes={})
     others = [dict(model="cmunext"), dict(data="tn3k"), dict(split=2), dict(recipe=get_recipe("fast", 9)), dict(size=128), dict(seed=1), dict(changes=dict(ema=0.9))]
     assert len({run_name(**{**base, **o}) for o in [{}, *others]}) == len(others) + 1
+
+
+def test_shipped_names_can_be_had_again():
+    for r in load_results():
+        changes = {k: v for k, v in r["changes"].items() if k != "start"}
+        recipe = get_recipe(r["recipe"], r["epochs"], **changes)
+        assert reproduce._differences(recipe) == changes
+        assert run_name(r["model"], r["data"], r["split"], recipe, r["size"], r["seed"], reproduce._marked(changes, r["changes"].get("start"))) == r["name"]
+
+
+def test_a_recipe_does_not_lose_its_changes():
+    differs = reproduce._differences
+    assert differs(get_recipe("fast")) == {} == differs(get_recipe("paper", 7)) and differs(get_recipe("fast", lr=0.1)) == dict(lr=0.1)
+    assert differs(get_recipe("fast", augment=augmentations["fast"])) == {} and differs(get_recipe("fast", augment=None)) == dict(augment=None)
+    for given in (dict(scale=0.6), Augment(**{**vars(augmentations["fast"]), "scale": 0.6})): assert differs(get_recipe("fast", augment=given)) == dict(augment=dict(scale=0.6))
+    assert differs(Recipe("mine", lr=0.1, augment="fast")) == dict(lr=0.1, augment="fast")
+    assert len(run_name("cmunext_s", "busi", 1, get_recipe("fast", augment=Augment()), 256, 41, differs(get_recipe("paper", augment=augmentations["strong"])))) < 256
+
+
+def test_recipes_and_augmentations_as_objects_become_lines(packed, tmp_path):
+    train, valid = load_packed(packed)
+    run = lambda recipe, **more: run_system("cmunext_s", train, valid, recipe, out=tmp_path / "runs", device="cpu", progress=False, epochs=1, sizes=None, **more)
+    lines = [run("fast", augment=augmentations["strong"]), run(get_recipe("fast", lr=1e-3)), run("fast", lr=1e-3)]
+    for r in lines: add_result(r, tmp_path / "lines.jsonl")
+    assert len(load_results(tmp_path / "lines.jsonl")) == 2 and lines[1]["changes"] == lines[2]["changes"] == dict(lr=1e-3, sizes=None)
+    assert summarise([r | dict(name=str(i)) for i, r in enumerate(load_results(tmp_path / "lines.jsonl") + lines)])[0]["runs_each"] == [2]
+
+
+@pytest.mark.parametrize("a, b", [(dict(ema=0.9, clip=None), dict(clip=None, ema=0.9)), (dict(sizes=((0, 0.5),)), dict(sizes=[[0, 0.5]]))])
+def test_the_same_changes_are_one_row(a, b):
+    assert len(summarise([line() | dict(changes=a), line(seed=42) | dict(changes=b)])) == 1
+
+
+def test_python_s_spelling_of_a_setting(packed, tmp_path):
+    assert reproduce._changes(["prior=False", "ema=None", "prior=True", "amp=auto"]) == dict(prior=True, ema=None, amp="auto")
+    main(command(packed, tmp_path, "--epochs", "1", "--set", "prior=False", "ema=None", "sizes=None"))
+    assert load_results(tmp_path / "lines.jsonl")[0]["changes"] == dict(ema=None, sizes=None)  # without a beginning at the share is what fast does anyway
+
+
+def test_two_folders_do_not_pass_for_each_other(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "AB":
+        for kind in ("images", "masks"): (tmp_path / name / kind).mkdir(parents=True)
+        for i in range(6):
+            for kind in ("images", "masks"): Image.fromarray((rng.random((32, 32)) > 0.5).astype(np.uint8) * 255).save(tmp_path / name / kind / f"{i}.png")
+    words = lambda name, *more: ["--data", "folder", "--root", str(tmp_path / name), "--size", "32", *command("", tmp_path, "--epochs", "1")[2:], *more]
+    main(words("A"))
+    before = (tmp_path / "lines.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="other images.*--results"): main(words("B"))
+    main(words("A"))
+    assert (tmp_path / "lines.jsonl").read_bytes() == before
+    old = load_results(tmp_path / "lines.jsonl")[0]
+    del old["data_checksum"]
+    add_result(old, tmp_path / "lines.jsonl")
+    main(words("B"))  # a line of an older version does not say
+    assert load_results(tmp_path / "lines.jsonl") == [old]
 
 
 def command(packed, tmp_path, *more):

@@ -1,5 +1,5 @@
 """Training: exact resume, interrupts, bad input, several processes. The everyday path is checked in nbs/15_train.ipynb."""
-import errno, json, os, signal, subprocess, sys
+import errno, io, json, os, signal, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -202,6 +202,16 @@ def test_ctrl_c_before_the_first_epoch(whole):
     assert same(train(tiny(seed=7), resume=first)[0], whole[0])
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_ctrl_c_while_the_state_is_written(error):
+    "torch's writer, told to stop, finds its file too short and says so instead."
+    class File(io.BytesIO):
+        def write(self, data):
+            if self.tell() > 2000: raise error
+            return super().write(data)
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else (OSError, RuntimeError)): T._write_state(dict(tiny().state_dict()), File())
+
+
 class Breaks(nn.Module):
     "A network that gives NaN from its n-th training step on."
     def __init__(self, n):
@@ -278,9 +288,16 @@ def test_bad_data(data, error, words):
     (dict(recipe="fats"), "fats.*fast"), (dict(learning_rate=1), "learning_rate"), (dict(epochs=0), "epochs must be at least 1"),
     (dict(lr=-1.0), "lr must be above 0"), (dict(optimizer="adam"), "optimizer must be"), (dict(schedule="step"), "schedule must be"),
     (dict(ema=1.5), "ema must be"), (dict(augment="papr"), "papr.*paper"), (dict(amp="half"), "amp='half'"),
-    (dict(augment=dict(scal=0.6)), "scal.*scale"), (dict(augment=dict(scale=-1)), "scale=-1")])
+    (dict(augment=dict(scal=0.6)), "scal.*scale"), (dict(augment=dict(scale=-1)), "scale=-1"),
+    (dict(epochs=2.5), "epochs must be .*whole, not 2.5"), (dict(batch_size=2.5), "batch_size must be .*whole"), (dict(validate_every=0), "validate_every must be at least 1"),
+    (dict(clip=-1.0), "clip must be None or above 0"), (dict(warmup=2.0), "warmup=2.0"), (dict(prior="False"), "prior='False' True or False"),
+    *((dict(sizes=s), "must be pairs such as") for s in (((0.4, 0.75), (0.0, 0.5)), ((0.0, 0.5), (0.0, 1.0)), ((-0.1, 0.5),), ((0, -1),), ((0, 0),), (0.0, 0.5), "half", ((0, "a"),)))])
 def test_bad_recipes(settings, words):
     with pytest.raises(ValueError, match=words): fit(tiny(), blobs(), progress=False, **settings)
+
+
+@pytest.mark.parametrize("settings", [dict(sizes=[[0, 48], [0.5, 1]]), dict(sizes=()), dict(sizes=((0.5, 0.5),)), dict(warmup=1.0), dict(clip=None)])
+def test_good_recipes(settings): assert get_recipe("fast", **settings)
 
 
 # Batches, sizes, schedules
@@ -610,3 +627,118 @@ def test_the_network_inside_a_wrapper_learns_its_size():
     inside = tiny()
     fit(torch.nn.DataParallel(inside), blobs(4, 64), None, "half", epochs=1, device="cpu", progress=False)
     assert inside.trained_size == (32, 32)
+
+
+# Networks in wrappers
+
+@pytest.mark.parametrize("wrapper", [nn.DataParallel, torch.optim.swa_utils.AveragedModel])
+def test_a_wrapper_does_not_hide_preprocessing_and_channels(wrapper):
+    inside, data = tiny(in_channels=1), blobs(4, 64)
+    inside.preprocess = "upstream"
+    outside = wrapper(inside)
+    assert evaluate(outside, data) == evaluate(inside, data)
+    batches = [T.get_batch(start_with_size(model, data), torch.arange(2))[0] for model in (inside, outside)]
+    assert torch.equal(*batches) and batches[0].shape[1] == 1
+    two = blobs(4, 64)[0], blobs(4, 64)[1].repeat(1, 2, 1, 1)
+    with pytest.raises(ValueError, match="num_classes=2"): evaluate(outside, two)
+
+
+def start_with_size(model, data):
+    run = start_run(model, data, recipe=get_recipe("paper", augment=None), device="cpu")
+    T._set_size(run)
+    return run
+
+
+@pytest.mark.parametrize("wrapped", [lambda m: Ensemble([m, tiny(1)]), TTAWrapper, lambda m: TTAWrapper(Ensemble([nn.DataParallel(m)]), "scales")])
+def test_several_looks_and_several_networks_are_trained_together(wrapped):
+    inside = tiny()
+    before, model = inside.head.weight.clone(), wrapped(inside)
+    history = fit(model, blobs(6, 64), blobs(4, 64), "half", epochs=2, batch_size=2, validate_every=1, amp=False, device="cpu", progress=False)
+    assert inside.trained_size == model.trained_size == (32, 32) and not torch.equal(before, inside.head.weight)
+    assert history.last["iou"] == pytest.approx(evaluate(model, blobs(4, 64))["iou"], abs=1e-6)
+
+
+# Which GPU
+
+def test_of_several_gpus_the_current_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert T.pick_device() == T.pick_device("cuda") == torch.device("cuda", 1) and T.pick_device("cuda:0") == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert T.pick_device("cuda") == torch.device("cuda", 2)
+
+
+def test_the_gpu_of_a_run_is_the_current_one_while_it_trains(monkeypatch):
+    from contextlib import contextmanager
+    from types import SimpleNamespace
+    current = []
+    @contextmanager
+    def device(which):
+        current.append(which)
+        yield
+        current.pop()
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(T, "_save_run", lambda run: None)
+    monkeypatch.setattr(T, "_set_size", lambda run: None)
+    seen, run = [], SimpleNamespace(device=torch.device("cuda", 1), epoch=0, step=0, steps_per_epoch=1, recipe=get_recipe("fast", 1), quiet=True)
+    def epoch(run, *hooks): return seen.extend(current) or setattr(run, "epoch", 1) or True
+    monkeypatch.setattr(T, "_run_epoch", epoch)
+    T._train(run, None, None)
+    assert seen == [torch.device("cuda", 1)] and not current
+
+
+# What is interrupted is not finished
+
+def stopped_fit(*args, **kwargs):
+    history = History([dict(epoch=1, iou=0.5, f1=0.6, seconds=1.0)])
+    history.interrupted, history.message = True, "interrupted in epoch 2 of 9"
+    return history
+
+
+def test_an_interrupted_command_writes_no_report(tmp_path, monkeypatch):
+    from cmunext_nb import data
+    monkeypatch.setattr(data, "load_dataset", lambda *args, **options: (blobs(4), blobs(3, seed=1)))
+    monkeypatch.setattr(T, "fit", stopped_fit)
+    with pytest.raises(KeyboardInterrupt, match="epoch 2 of 9"): main(["--size", "32", "--out", str(tmp_path), "--device", "cpu"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    "benchmarks/time_to_accuracy.py as a module."
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "benchmarks"))
+    for name in ("time_to_accuracy", "machine"): sys.modules.pop(name, None)
+    import time_to_accuracy
+    return time_to_accuracy
+
+
+def test_an_interrupted_clock_keeps_the_old_figures(tmp_path, monkeypatch, timed):
+    monkeypatch.setattr(timed.cn, "load_dataset", lambda *args, **options: (blobs(4), blobs(3, seed=1)))
+    monkeypatch.setattr(timed.cn, "fit", stopped_fit)
+    monkeypatch.setattr(sys, "argv", ["time_to_accuracy.py", "--out", str(tmp_path / "out.json"), "--device", "cpu"])
+    (tmp_path / "out.json").write_text("old")
+    with pytest.raises(KeyboardInterrupt, match="epoch 2 of 9"): timed.main()
+    assert (tmp_path / "out.json").read_text() == "old"
+
+
+def test_what_the_clock_says_of_six_looks(tmp_path, timed):
+    path = tmp_path / "looks.jsonl"
+    assert timed.looked(path, 60) is None
+    rows = [dict(epoch=e, iou=i, f1=i + 5, trained=t, looked=1.0) for e, i, t in ((10, 50, 4.0), (20, 1, 7.0), (20, 61, 8.0), (30, 65, 12.0))]  # the twentieth was looked at again after a stop
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert timed.looked(path, 60) == dict(reached=True, epoch=20, iou=61, f1=66, minutes=10.0, last=dict(epoch=30, iou=65, f1=70))
+    assert timed.looked(path, 70) == dict(reached=False, epoch=30, iou=65, f1=70, minutes=15.0, last=dict(epoch=30, iou=65, f1=70))
+
+
+def test_looks_take_no_time_of_the_training(tmp_path, timed):
+    model, valid, path, clocks = tiny(), blobs(4, 64, seed=1), tmp_path / "looks.jsonl", []
+    look = timed.looker(2, 3, valid, path, "zoom")
+    def hook(run):
+        before = run.clock
+        look(run)
+        clocks.append(run.clock > before)
+    fit(model, blobs(6, 64), valid, "fast", epochs=3, batch_size=2, validate_every=1, amp=False, device="cpu", progress=False, on_epoch=hook)
+    rows = [json.loads(text) for text in path.read_text().splitlines()]
+    assert [r["epoch"] for r in rows] == [2, 3] and clocks == [False, True, True]  # every second epoch, and the last
+    assert rows[-1]["iou"] == pytest.approx(100 * evaluate(TTAWrapper(model, "zoom"), valid)["iou"], abs=0.01) and rows[0]["trained"] < rows[1]["trained"]
