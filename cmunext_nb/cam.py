@@ -17,7 +17,7 @@ from torch import nn
 from .files import read_mask
 from .layers import as_images, as_logits, deepest_layer, find_layer, randomized, untouched, watch
 from .model import unknown_name
-from .predict import resize, _picture
+from .predict import resize, _core, _picture, _target
 
 # %% ../nbs/21_gradcam.ipynb #4af15bac
 def grad_cam(
@@ -96,7 +96,7 @@ class CAM:
     probability: np.ndarray # float32 (H, W) in 0..1: the network's sigmoid for the class
     question: str = "a mask of your own" # the region in words
     channel: int = 0 # the class
-    size: tuple = None # at which the network saw the image; None: the image's own
+    size: tuple = None # (height, width) at which the network saw the image; None: the image's own
 
     @property
     def raw_max(self):
@@ -154,14 +154,19 @@ def _repr_png_(self):
 CAM.figure, CAM._repr_png_ = show_cam, _repr_png_
 
 # %% ../nbs/21_gradcam.ipynb #0efbfef6
-def _look(model, x, layers, shape, channel=0):
-    "Logits (H, W) of one class at the image's size `shape`, and what the layers gave, by name; both with their graph."
+def _pass(model, x, layers, channel=0):
+    "Logits (1, 1, h, w) of one class as the network gives them, and what the layers gave, by name; both with their graph."
     with untouched(model), watch(model, *layers) as seen:
         logits = as_logits(model(x.clone(memory_format=torch.channels_last).requires_grad_()))
     if logits.ndim != 4: raise ValueError(f"The network gave shape {tuple(logits.shape)}: expected logits (N, num_classes, H, W).")
     if not 0 <= channel < logits.shape[1]: raise ValueError(f"channel={channel!r}: this network has the classes 0 to {logits.shape[1] - 1}.")
     if not torch.isfinite(logits).all(): raise ValueError("The network gave NaN or infinite logits: its weights are damaged. Load earlier weights.")
-    with torch.enable_grad(): return resize(logits[:, channel:channel + 1].float(), shape)[0, 0], seen
+    with torch.enable_grad(): return logits[:, channel:channel + 1].float(), seen
+
+def _look(model, x, layers, shape, channel=0):
+    "The same with the logits as (H, W), at the image's size `shape`."
+    logits, seen = _pass(model, x, layers, channel)
+    with torch.enable_grad(): return resize(logits, shape)[0, 0], seen
 
 # %% ../nbs/21_gradcam.ipynb #4f0566e7
 def _gradients(logits, region, seen, layers):
@@ -242,17 +247,20 @@ def seg_cam(
     mask=None, # true mask (H, W), for the regions "true", "fp" and "fn"
     channel: int = 0, # the class that is explained
     threshold: float = 0.5, # a pixel is in the predicted mask where its sigmoid is above this
-    size=None, # side, or (height, width), at which the network sees the image, such as its `trained_size`; None: the image's own
+    size=None, # side, or (height, width), at which the network sees the image; "trained": as `predict`, `model.trained_size`, else 256; None: the image's own
 ) -> CAM:
     "Which places of a layer speak for a region's logits, as a map of the image's size. Mode, weights and gradients are as before, also after an error."
     if method not in METHODS: raise unknown_name("method", method, METHODS)
     if getattr(model, "is_ensemble", False): raise ValueError("An ensemble has a map for each of its networks: explain its members one by one.")
     pixels, x = as_images(model, image)
     if len(pixels) != 1: raise ValueError(f"seg_cam explains one image; here are {len(pixels)}. Call it once for each.")
-    if size is not None: x = as_images(model, pixels, size)[1]
+    if size is not None:
+        size = _target(pixels, "the image", size, getattr(_core(model), "trained_size", None))
+        x = as_images(model, pixels, size)[1]
     name = find_layer(model, deepest_layer(model, x) if layer is None else layer)[0]
-    logits, seen = _look(model, x, [name], tuple(pixels.shape[-2:]), channel)
-    probability = logits.detach().sigmoid().cpu().numpy()
+    logits, seen = _pass(model, x, [name], channel)
+    probability = resize(logits.detach().sigmoid(), pixels.shape[-2:])[0, 0].cpu().numpy()  # as `predict`: the target below takes logits
+    with torch.enable_grad(): logits = resize(logits, pixels.shape[-2:])[0, 0]
     where, question = find_region(region, probability, mask, threshold)
     raw = _raw_map(method, model, x, name, *_gradients(logits, where, seen, [name])[name], where, channel)
     return CAM(stretch(raw, where.shape).numpy(), raw.numpy(), where, name, method, pixels[0].numpy(), probability, question, channel, size)
@@ -334,6 +342,12 @@ def _order(cam, order, seed):
     if order.shape != cam.map.shape: raise ValueError(f"The order has shape {order.shape}, the map {cam.map.shape}: give one of the image's own size.")
     return order, "another map"
 
+def _rising(shares):
+    "Shares of the image as an array; `ValueError` unless they rise within 0..1."
+    found = np.asarray(shares, float)
+    if found.ndim == 1 and len(found) > 1 and (np.diff(found) > 0).all() and 0 <= found[0] and found[-1] <= 1: return found
+    raise ValueError(f"shares={shares!r}: expected at least two shares of the image from 0 to 1, rising, such as (0, 0.1, 0.5).")
+
 # %% ../nbs/21_gradcam.ipynb #22cce554
 def deletion_curve(
     model: nn.Module, # the network that was explained
@@ -341,14 +355,15 @@ def deletion_curve(
     cam: CAM, # its explanation
     order=None, # None: the map's; "random"; another `CAM`, or an array (H, W), whose greatest values go first
     fill: str = "surroundings", # what a deleted pixel becomes: "surroundings", "blur" (of 8 x 8 cells) or "mean" (of the image)
-    shares=(0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5), # of the image to delete, rising
+    shares=(0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5), # of the image to delete, 0..1, rising
     seed: int = 0, # of the random order
     batch_size: int = 8, # images that go through the network together
 ) -> Deletion:
     "Delete pixels in some order and watch the region's mean probability. Petsiuk et al. 2018; filled as Rong et al. 2022 suggest."
     if fill not in FILLS: raise unknown_name("fill", fill, FILLS)
     pixels, (order, name) = as_images(model, image)[0], _order(cam, order, seed)
+    shares = _rising(shares)
     x = as_images(model, _deletions(pixels, order, shares, fill, seed), cam.size)[1]
     with untouched(model), torch.no_grad(): logits = torch.cat([as_logits(model(b))[:, cam.channel:cam.channel + 1].float() for b in x.split(batch_size)])
     region = torch.from_numpy(cam.region)
-    return Deletion(np.asarray(shares, float), np.array([p[0][region].mean().item() for p in resize(logits, cam.map.shape).sigmoid().cpu()]), name)
+    return Deletion(shares, np.array([p[0][region].mean().item() for p in resize(logits.sigmoid(), cam.map.shape).cpu()]), name)

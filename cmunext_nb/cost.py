@@ -177,6 +177,14 @@ def _html(table):
 
 CostTable._repr_html_ = _html
 
+# %% ../nbs/22_cost.ipynb #c894b7db
+def _methods(found):
+    "How networks were timed, from pairs (name, method): what all share, then each one's own."
+    parts = [(name, method.split("; ")) for name, method in found]
+    same = [p for p in parts[0][1] if all(p in others for _, others in parts)]
+    own = [(name, "; ".join(p for p in others if p not in same)) for name, others in parts]
+    return "; ".join(same) + "." + "".join(f" {name}: {words}." for name, words in own if words)
+
 # %% ../nbs/22_cost.ipynb #c396eff6
 def cost_table(
     models, # a network, a name of `list_models()`, a list of those, or a dict label -> one of those
@@ -186,17 +194,19 @@ def cost_table(
     **options, # arguments of `latency`: batch_size, threads, device, repeats, ...
 ) -> CostTable: # rows of model, image, parameters, macs, flops, activations_mb, peak_mb, peak_in; timed: latency_ms, spread_ms
     "What one image costs in each network, counted for convolutions and matrix products; the networks are left as they were."
-    models, rows = models if isinstance(models, (dict, list, tuple)) else [models], []
+    if options and not timed: raise TypeError(f"{', '.join(options)}: cost_table has no such argument. With timed=True it hands on those of latency.")
+    models, rows, methods = models if isinstance(models, (dict, list, tuple)) else [models], [], []
     for label, model in models.items() if isinstance(models, dict) else ((None, m) for m in models):
         name, model = _network(model, in_channels)
         row = {**_cost(model, image_size, in_channels)[0], "model": label or name}
         if timed:
             measured = latency(model, image_size, in_channels=in_channels, **options)
             row.update(latency_ms=measured.median, spread_ms=measured.spread)
+            methods.append((row["model"], measured.method))
         rows.append(row)
     if not rows: raise ValueError("There is no network to count: give at least one.")
     return CostTable(rows, "One image. FLOPs = 2 x MACs, of convolutions and matrix products; activations without weights and input, 1 MB = 1,000,000 bytes."
-                     + (f" {measured.method}." if timed else ""))
+                     + (f" {_methods(methods)}" if timed else ""))
 
 # %% ../nbs/22_cost.ipynb #96095c7a
 def cost_parts(
@@ -288,6 +298,22 @@ def _is_channels_last(model):
     weight = next((p for p in model.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1), None) if isinstance(model, nn.Module) else None
     return weight is not None and weight.is_contiguous(memory_format=torch.channels_last)
 
+# %% ../nbs/22_cost.ipynb #3c51ba8f
+def _is_deployed(model): return not isinstance(model, nn.Module) and hasattr(model, "backend") and hasattr(model, "computes_in")
+
+def _refuse_settled(model, **given):
+    "`ValueError` for a setting that does not reach a deployed network."
+    for what, value in given.items():
+        if value is None or not _is_deployed(model) or (what, model.backend) == ("threads", "torch"): continue
+        raise ValueError(f"{what}={value!r} does not reach a network in {model.backend}: deploy settles number format, layout and threads. Deploy it anew, with precision=... or threads=...")
+
+def _setting(model, own, dtype, last, place, used):
+    "Number format, memory layout, device and threads of a measurement, in words."
+    threads = f"{used} thread{'s' * (used > 1)}" * (place.type == "cpu")
+    words = [str(own)[6:], f"{str(dtype)[6:]} by autocast" * (dtype not in (None, own)), "channels last" if last else "channels first", _device_words(place), threads]
+    if _is_deployed(model): words = [f"{model.computes_in} in {model.backend}", f"images on {_device_words(place)}", threads * (model.backend == "torch")]
+    return ", ".join(filter(None, words))
+
 # %% ../nbs/22_cost.ipynb #02d2645f
 def latency(
     model, # a network, a name of `list_models()`, or any callable that takes images (N, C, H, W)
@@ -299,10 +325,11 @@ def latency(
     threads: int = None, # threads of the CPU; None: as torch is set
     device=None, # where to compute, "cpu" or "cuda"; None: where the network is
     dtype=None, # torch.bfloat16 or torch.float16: mixed precision by autocast; None: the network's own format
-    channels_last: bool = None, # memory layout of weights and images; None: as the weights are
+    channels_last: bool = None, # memory layout of weights and images; None: as the weights are; a deployed network takes no threads, dtype or layout
 ) -> Latency: # times in milliseconds
     "Time of one forward pass, wall clock; device queues are waited for, mode, place, layout and threads are put back."
     if min(repeats, batch_size) < 1 or warmup < 0: raise ValueError(f"repeats={repeats} and batch_size={batch_size} must be 1 or more, warmup={warmup} 0 or more.")
+    _refuse_settled(model, threads=threads, dtype=dtype, channels_last=channels_last)
     plain = callable(model) and not isinstance(model, nn.Module)
     name, model = (getattr(model, "__name__", type(model).__name__), model) if plain else _network(model, in_channels)
     last = _is_channels_last(model) if channels_last is None else channels_last
@@ -314,9 +341,7 @@ def latency(
         before = page_faults()
         times = _times(model, x, warmup + repeats, None if dtype == own else dtype)
         pages = (page_faults() - before) / len(times)
-    words = [str(own)[6:], f"{str(dtype)[6:]} by autocast" * (dtype not in (None, own)), "channels last" if last else "channels first",
-             _device_words(place), f"{used} thread{'s' * (used > 1)}" * (place.type == "cpu")]
-    return Latency(times[warmup:], times[:warmup], shape, ", ".join(filter(None, words)), name, pages)
+    return Latency(times[warmup:], times[:warmup], shape, _setting(model, own, dtype, last, place, used), name, pages)
 
 # %% ../nbs/22_cost.ipynb #6d4fc11b
 def _times(call, x, count, dtype):

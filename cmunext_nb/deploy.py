@@ -225,7 +225,7 @@ class Deployed:
         check_input(x, self.config.get("in_channels", 3))
         if not len(x): raise ValueError("The batch is empty: give at least one image.")
         logits = self._run(x.detach().float())
-        return logits.numpy() if isinstance(images, np.ndarray) else logits.to(x.device)
+        return logits.cpu().numpy() if isinstance(images, np.ndarray) else logits.to(x.device)
 
 # %% ../nbs/30_deploy.ipynb #b2d5776e
 def _in_onnxruntime(data, threads):
@@ -481,7 +481,8 @@ def reach(
         if "name" not in config: raise ValueError("How far this deployed network sees is not known, for it is none of list_models(): give margin=reach(network), with the network that was deployed.")
         model = create_model(config["name"], config["in_channels"], config.get("num_classes", 1), **config.get("overrides", {}))
     fields, place = receptive_fields(model, image_size=256), torch.arange(256)
-    if fields.through: raise ValueError(f"This network sees the whole image ({', '.join(fields.through)}): no margin is enough, and tiles would change its answer.")
+    if fields.through or not torch.cat([fields.rows, fields.columns]).isfinite().all():  # a mean over one axis alone is not named in `through`
+        raise ValueError(f"This network sees the whole image ({', '.join(fields.through) or 'along one axis'}): no margin is enough, and tiles would change its answer.")
     far = max(torch.maximum(place - lines[:, 0], lines[:, 1] - place).max().item() for lines in (fields.rows, fields.columns))
     return -(-int(far) // GRID) * GRID
 

@@ -44,7 +44,8 @@ def _choose(maps, channels, order, among):
     pool = list(range(len(maps))) if among is None else [int(c) for c in among]
     wanted = pool if channels is None or isinstance(channels, int) else [int(c) for c in channels]
     wrong = [c for c in (*pool, *wanted) if not 0 <= c < len(maps)]
-    if wrong or not wanted: raise ValueError(f"channel {wrong[0] if wrong else 'None'} is not there: the layer has {len(maps)}, 0 to {len(maps) - 1}.")
+    if wrong: raise ValueError(f"channel {wrong[0]} is not there: the layer has {len(maps)}, 0 to {len(maps) - 1}.")
+    if not wanted: raise ValueError(f"no channel was asked for: the layer has {len(maps)}, 0 to {len(maps) - 1}; None takes all.")
     if wanted is not pool: return wanted, "chosen by the caller"
     if order not in _ORDERS: raise unknown_name("order", order, _ORDERS)
     if channels is not None and channels < 1: raise ValueError(f"channels={channels}: expected 1 or more, a list of numbers, or None for all.")
@@ -148,6 +149,8 @@ def channel_auc(
 def _held_out(scores):
     "The channel that is best on the first half of the images, and its AUC on the second half."
     first, second = scores[: len(scores) // 2].nanmean(0), scores[len(scores) // 2:].nanmean(0)
+    for which, half in (("first", first), ("second", second)):
+        if half.isnan().all(): raise ValueError(f"The {which} half of the images has none with lesion and background, and the channel is chosen on the first half, measured on the second: give images with lesions in both.")
     best = int((first - 0.5).abs().nan_to_num(-1).argmax())
     return best, float(second[best] if first[best] >= 0.5 else 1 - second[best])
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 from .model import unknown_name
-from .predict import network_channels, resize, _items, _read
+from .predict import network_channels, resize, _core, _items, _read, _target
 from .weights import preprocess, to_channels
 
 # %% ../nbs/19_layers.ipynb #da620749
@@ -97,20 +97,21 @@ def as_logits(
 def as_images(
     model: nn.Module, # network; its device, channels and `preprocess` decide
     images, # path, array (H, W) or (H, W, C), PIL image, tensor (C, H, W) or (N, C, H, W), list of those, or a SegmentationData
-    size=None, # side, or (height, width), in pixels; None keeps the images' own
+    size=None, # side, or (height, width), in pixels; "trained": `model.trained_size`, else 256; None keeps the images' own
 ) -> tuple: # (pixels uint8 (N, C, H, W), normalised float (N, in_channels, H, W) on the network's device)
     "Images ready for the network, and the pixels as they were; images of several sizes need `size`."
     channels = network_channels(model)
     pixels = [torch.from_numpy(_read(one, str(name), channels))[None] for one, name in _items(images)]
     if not pixels: raise ValueError("There is no image to look at: give at least one.")
     if len({p.shape[1] for p in pixels}) > 1: pixels = [to_channels(p, channels) for p in pixels]  # grey among colour
+    seen = pixels
     if size is not None:
-        size = (size, size) if isinstance(size, int) else tuple(size)
-        pixels = [resize(p.float(), size).round().byte() for p in pixels]
+        size = _target(pixels[0], "the image", size, getattr(_core(model), "trained_size", None))
+        seen, pixels = [resize(p / 255, size) for p in pixels], [resize(p.float(), size).round().byte() for p in pixels]
     if len({p.shape for p in pixels}) > 1:
         raise ValueError(f"The images have different shapes, {', '.join(str(tuple(p.shape[1:])) for p in pixels[:3])}: give a size, and all are brought to it.")
     pixels, weight = torch.cat(pixels), next(iter(model.parameters()), torch.zeros(()))
-    x = preprocess(to_channels(pixels, channels), getattr(model, "preprocess", None) or "imagenet")
+    x = preprocess(to_channels(torch.cat(seen), channels), getattr(_core(model), "preprocess", None) or "imagenet")
     return pixels, x.to(weight.device, weight.dtype if weight.is_floating_point() else torch.float32)
 
 # %% ../nbs/19_layers.ipynb #2d18bfcf

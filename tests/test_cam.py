@@ -10,6 +10,8 @@ from torch import nn
 from cmunext_nb.cam import (FILLS, METHODS, _deletions, control_cam, deletion_curve, find_region, grad_cam, rank_correlation, seg_cam, stretch)
 from cmunext_nb.layers import as_images, as_logits, find_layer, randomized, untouched, watch
 from cmunext_nb.model import create_model
+from cmunext_nb.phantom import make_phantom
+from cmunext_nb.predict import predict
 
 TINY = dict(dims=(4, 8, 8), depths=(1, 1, 1), kernel_sizes=(3, 3, 5))
 has_library = pytest.mark.skipif(not __import__("importlib.util").util.find_spec("pytorch_grad_cam"), reason="needs grad-cam")
@@ -273,6 +275,40 @@ def test_maps_have_the_image_s_size(shape, size):
     assert abs(curve.probability[0] - cam.mean_probability) < 1e-4
 
 
+class Coarse(nn.Module):
+    "One logit for each 4 x 4 pixels: what comes first, the sigmoid or the enlarging, is seen in the mask."
+    trained_size = (48, 32)
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.body, self.head = nn.Conv2d(3, 4, 5, stride=4, padding=2), nn.Conv2d(4, 1, 1)
+
+    def forward(self, x): return 6 * self.head(self.body(x).relu())
+
+
+@pytest.mark.parametrize("make", [Coarse, lambda: create_model("cmunext_s", pretrained="phantom")])
+@pytest.mark.parametrize("size", ["trained", np.int64(64), (96, 64), None])
+def test_region_and_probability_are_those_of_predict(make, size):
+    model, image = make().eval(), np.asarray(make_phantom(1, size=160, seed=4)[0][0, 0, :, 30:121])
+    drawn = predict(model, image, 0.4, size=size)
+    cam = seg_cam(model, image, threshold=0.4, size=size)
+    assert drawn.mask.any() and np.array_equal(cam.region, drawn.mask) and np.array_equal(cam.probability, drawn.probability)
+    assert cam.size in (None, (256, 256), (48, 32), (64, 64), (96, 64)) and np.array_equal(control_cam(model, image, cam).region, cam.region)
+    assert abs(deletion_curve(model, image, cam, shares=(0, 0.5)).probability[0] - drawn.probability[drawn.mask].mean()) < 1e-6
+
+
+@pytest.mark.parametrize("size, word", [(0, "16 x 16"), ("train", "expected 'trained'"), (True, "expected 'trained'"), ((64,), "expected 'trained'"), (64.0, "expected 'trained'")])
+def test_sizes_that_are_none(size, word):
+    with pytest.raises(ValueError, match=word): seg_cam(tiny(), picture(), region=spot(), size=size)
+
+
+@pytest.mark.parametrize("shares", [(0, 10, 50), (0, 0.5, 0.5), (0.5, 0.1), (0.1,), (), 0.3, (-0.1, 0.5), (0, float("nan"))])
+def test_shares_that_are_none(shares):
+    model = tiny()
+    cam = seg_cam(model, picture(), region=spot())
+    with pytest.raises(ValueError, match="from 0 to 1, rising"): deletion_curve(model, picture(), cam, shares=shares)
+
+
 # regions
 
 def test_regions_by_name(tmp_path):
@@ -324,7 +360,7 @@ def test_control_asks_the_same_question():
     cam = seg_cam(model, picture(), "encoder.1", (20, 30), channel=0, size=32)
     twin, again, other = (control_cam(model, picture(), cam, seed) for seed in (0, 0, 1))
     assert np.array_equal(twin.map, again.map) and not np.array_equal(twin.map, other.map)
-    assert (twin.layer, twin.method, twin.size, twin.channel) == (cam.layer, cam.method, 32, 0) and np.array_equal(twin.region, cam.region)
+    assert (twin.layer, twin.method, twin.size, twin.channel) == (cam.layer, cam.method, (32, 32), 0) and np.array_equal(twin.region, cam.region)
 
 
 # deletion

@@ -129,6 +129,15 @@ def test_several_networks_and_labels():
     assert cost_table("cmunext_s", 32, in_channels=1)[0]["image"] == "1 x 32 x 32"
     timed = cost_table(tiny(), 32, timed=True, repeats=2, warmup=0, threads=1)[0]
     assert timed["latency_ms"] > 0 and "Median of 2 calls" in cost_table(tiny(), 32, timed=True, repeats=2, warmup=0).note
+    with pytest.raises(TypeError, match="repets: .*timed=True"): cost_table(tiny(), 32, time=True, repets=3)
+    with pytest.raises(TypeError, match="repets"): cost_table(tiny(), 32, timed=True, repets=3)
+
+
+def test_the_note_is_true_of_each_row():
+    note = cost_table({"first": tiny(), "last": tiny().to(memory_format=torch.channels_last), "grey": tiny(in_channels=1)}, 32, timed=True, repeats=2, warmup=0).note
+    shared, first, last, grey = (note.index(words) for words in ("Median of 2 calls after 0", " first: ", " last: ", " grey: "))
+    assert shared < first < note.index("channels first") < last < note.index("channels last") < grey < note.index("images 1 x 1 x 32 x 32")
+    assert note.count("Median") == note.count("torch ") == 1 and note.index("torch ") < first
 
 
 def test_the_table_shows_itself():
@@ -182,6 +191,27 @@ def test_any_callable_is_timed():
     seen = []
     r = latency(lambda x: seen.append(x.shape), 16, in_channels=2, repeats=2, warmup=1)
     assert seen == [(1, 2, 16, 16)] * 3 and r.name == "<lambda>"
+
+
+class Engine:
+    "What `deploy` gives, as far as a stopwatch is concerned."
+    def __init__(self, backend): self.backend, self.computes_in, self.config = backend, "bfloat16", dict(name="mine", in_channels=2)
+    def __call__(self, x): return x[:, :1]
+
+
+def test_a_deployed_network_is_described_by_itself():
+    r = latency(Engine("openvino"), 16, repeats=2, warmup=0)
+    assert "bfloat16 in openvino, images on cpu" in r.method and r.shape == (1, 2, 16, 16)
+    assert not any(words in r.method for words in ("float32", "channels first", "thread"))
+
+
+def test_torch_as_an_engine_has_torch_s_threads():
+    assert latency(Engine("torch"), 16, repeats=1, warmup=0, threads=1).method.count(", 1 thread;") == 1
+
+
+@pytest.mark.parametrize("wrong", [dict(threads=2), dict(dtype=torch.bfloat16), dict(channels_last=False)])
+def test_what_does_not_reach_a_deployed_network(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.*openvino.*precision"): latency(Engine("openvino"), 16, **wrong)
 
 
 @pytest.mark.parametrize("wrong", [dict(repeats=0), dict(batch_size=0), dict(warmup=-1)])

@@ -360,6 +360,7 @@ def test_cores_cover_once(length, tile, margin):
     assert all(a[0] % 32 == 0 and a[1] - a[0] <= max(tile, length if len(spans) == 1 else 0) for a in spans)
     assert all((a[2] - a[0] >= margin or a[0] == 0) and (a[1] - a[3] >= margin or a[1] == length) for a in spans)
     assert len({a[1] - a[0] for a in spans[:-1]}) <= 1  # one shape, but for a last tile that ends at the border
+    assert len(spans) == 1 or tile // 32 * 32 - 31 <= spans[-1][1] - spans[-1][0] <= tile
 
 
 def test_tiles_equal_the_whole(model):
@@ -380,6 +381,33 @@ def test_tiles_say_what_is_wrong(model):
     image = torch.zeros(1, 600, 600, dtype=torch.uint8)
     with pytest.raises(ValueError, match="at least 480"): predict_tiled(model, image, tile=256)
     with pytest.raises(ValueError, match="threshold"): predict_tiled(model, image, threshold=7)
+
+
+@pytest.mark.parametrize("axes, word", [((3,), "along one axis"), ((2,), "along one axis"), ((2, 3), "pooling of the whole map")])
+def test_no_margin_is_enough_for_a_mean_over_an_axis(axes, word):
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 1, 3, padding=1)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return x * x.mean(axes, keepdim=True).sigmoid()
+    with pytest.raises(ValueError, match=f"sees the whole image .{word}"): reach(Gated())
+    with pytest.raises(ValueError, match="sees the whole image"): predict_tiled(Gated(), torch.zeros(1, 300, 300, dtype=torch.uint8), tile=128)
+
+
+class OnCard:
+    "A tensor on a graphics card, as far as it is asked here: it becomes an array on the CPU alone."
+    def __init__(self, tensor): self.tensor = tensor
+    def cpu(self): return self.tensor
+    def numpy(self): raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
+    def to(self, device): return self.tensor.to(device)
+
+
+def test_logits_come_back_from_a_card():
+    net = Deployed(lambda x: OnCard(2 * x[:, :1]), dict(in_channels=3), "unit", "torch", "float32")
+    assert isinstance(net(np.ones((1, 3, 16, 16), np.float32)), np.ndarray) and torch.is_tensor(net(torch.ones(1, 3, 16, 16)))
 
 
 def test_a_callable_without_config_is_taken_by_predict():

@@ -64,7 +64,7 @@ def test_the_deepest_layer_is_the_default(phantoms): assert feature_maps(tiny(),
     (lambda m, x: feature_maps(m, x, "stem"), "one image"), (lambda m, x: feature_maps(m, x[0], "steam"), "Did you mean"),
     (lambda m, x: feature_maps(m, x[0], nn.ReLU()), "no part"), (lambda m, x: feature_maps(m, x[0], "stem", order="beauty"), "variance"),
     (lambda m, x: feature_maps(m, x[0], "stem", channels=[4]), "0 to 3"), (lambda m, x: feature_maps(m, x[0], "stem", channels=[-1]), "0 to 3"),
-    (lambda m, x: feature_maps(m, x[0], "stem", channels=[]), "is not there"), (lambda m, x: feature_maps(m, x[0], "stem", among=range(2, 6)), "channel 4"),
+    (lambda m, x: feature_maps(m, x[0], "stem", channels=[]), "no channel was asked for"), (lambda m, x: feature_maps(m, x[0], "stem", among=range(2, 6)), "channel 4"),
     (lambda m, x: feature_maps(m, x[0], "stem", channels=0), "1 or more"), (lambda m, x: fusion_maps(m, x[0], 5), "decoder.5"),
     (lambda m, x: channel_auc(m, x, x[:2], "stem"), "4 images and 2 masks"), (lambda m, x: layer_auc(m, x[:1], x[:1], ["stem"]), "two or more"),
     (lambda m, x: channel_auc(m, x, x.repeat(1, 3, 1, 1), "stem"), "(N, 1, H, W)")])
@@ -73,6 +73,18 @@ def test_mistakes_are_named(phantoms, call, words):
     before = state(model)
     with pytest.raises(ValueError) as error: call(model, phantoms[0])
     assert words in str(error.value) and state(model) == before
+
+
+@pytest.mark.parametrize("empty, word", [((0, 1), "first half"), ((2, 3), "second half"), ((0, 1, 2, 3), "first half")])
+def test_a_half_without_lesions_is_said(phantoms, empty, word):
+    "A channel chosen on nothing would be the first one, with its sign turned."
+    images, masks = phantoms[0], phantoms[1].clone()
+    for value in (0, 1):  # neither is anything to tell apart where all is lesion
+        masks[list(empty)] = value
+        with pytest.raises(ValueError, match=word): layer_auc(tiny(), images, masks, ["stem"])
+    masks = phantoms[1].clone()
+    masks[0] = 0
+    assert 0 <= layer_auc(tiny(), images, masks, ["stem"])["stem"][1] <= 1  # one of each half is enough
 
 
 def test_a_layer_without_maps():

@@ -1,4 +1,5 @@
 "Layers of any network: named, watched and left as they were. The everyday path is checked in nbs/19_layers.ipynb."
+import numpy as np
 import pytest
 import torch
 
@@ -6,6 +7,7 @@ from cmunext_nb.data import load_dataset
 from cmunext_nb.layers import as_images, as_logits, deepest_layer, find_layer, layer_names, randomized, untouched, watch
 from cmunext_nb.model import create_model
 from cmunext_nb.phantom import make_phantom
+from cmunext_nb.predict import predict
 
 
 def deeplab():
@@ -121,6 +123,15 @@ def test_several_sizes_need_a_size(images):
     with pytest.raises(ValueError, match="give a size"): as_images(model, [images[0], images[0, :, :40]])
     assert as_images(model, [images[0], images[0, :, :40]], size=48)[1].shape == (2, 3, 48, 48)
     assert as_images(model, images, size=(32, 48))[1].shape == (2, 3, 32, 48)
+
+
+@pytest.mark.parametrize("size", ["trained", 40, np.int64(48), (32, 48), None])
+def test_the_network_sees_what_it_sees_in_predict(size, images):
+    seen, model = [], create_model("cmunext_s").eval()
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    predict(model, images, size=size)
+    pixels, x = as_images(model, images, size)
+    assert torch.equal(x, seen[0]) and pixels.dtype == torch.uint8 and pixels.shape[-2:] == x.shape[-2:]
 
 
 @pytest.mark.parametrize("answer", [lambda t: t, lambda t: dict(out=t, aux=t + 1), lambda t: dict(logits=t), lambda t: (t, t + 1), lambda t: [t],

@@ -3,7 +3,7 @@
 
 const ENGINE = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/"
 const $ = id => document.getElementById(id)
-const state = { session: null, weights: null, about: null, image: null, probability: null, milliseconds: 0, turn: 0 }
+const state = { session: null, weights: null, about: null, image: null, probability: null, milliseconds: 0, turn: 0, offered: 0 }
 const sessions = new Map()  // a network is fetched when it is first asked for
 window.demo = state  // for the test, and for the curious
 
@@ -66,17 +66,25 @@ function prepared({ pixels, height, width }, size, { order, scale, offset }) {
   return out
 }
 
+// Another image or other weights: nothing of what was computed before may be drawn or saved, nor a mask that is being made.
+function forget() {
+  state.probability = state.mask = null
+  state.offered++
+  $("save").hidden = true
+}
+
 async function compute() {
-  const turn = ++state.turn, { image } = state
-  if (!state.session || !image) return
+  const turn = ++state.turn, { image, session } = state
+  if (!session || !image) return
   const { about: { size }, weights: { preprocess } } = state
   say("Computing ...")
   await nextFrame()
+  if (turn !== state.turn) return  // another image or other weights were chosen meanwhile
   const input = new state.ort.Tensor("float32", prepared(image, size, preprocess), [1, preprocess.order.length, size, size])
   const start = performance.now()
-  const { logits } = await state.session.run({ images: input })
+  const { logits } = await session.run({ images: input })
   const milliseconds = performance.now() - start
-  if (turn !== state.turn) return  // another image was chosen meanwhile
+  if (turn !== state.turn) return
   const probability = Float32Array.from(logits.data.slice(0, size ** 2), v => 1 / (1 + Math.exp(-v)))
   Object.assign(state, { milliseconds, probability: resized(probability, size, size, image.height, image.width) })
   draw()
@@ -124,7 +132,7 @@ function offer(mask, width, height) {
   const canvas = Object.assign(document.createElement("canvas"), { width, height }), data = new ImageData(width, height)
   mask.forEach((m, i) => data.data.set([255 * m, 255 * m, 255 * m, 255], 4 * i))
   canvas.getContext("2d").putImageData(data, 0, 0)
-  const turn = state.offered = (state.offered ?? 0) + 1
+  const turn = ++state.offered
   canvas.toBlob(blob => {
     if (turn !== state.offered) return
     URL.revokeObjectURL($("save").href)
@@ -142,6 +150,7 @@ async function show(source, name) {
   context.drawImage(bitmap, 0, 0)
   if (turn !== state.turn) return
   state.image = { pixels: context.getImageData(0, 0, width, height).data, width, height, name }
+  forget()
   await compute()
 }
 
@@ -157,8 +166,10 @@ async function scan(file, name) {
 async function take(weights) {
   state.turn++  // what is being computed is of other weights
   Object.assign(state, { weights, session: null })
+  forget()
   $("words").textContent = weights.words
   document.querySelectorAll("[name=weights]").forEach(input => { input.checked = input.value === weights.name })
+  if (!state.ort) return  // the engine is on its way, and `begin` takes these weights up
   if (!sessions.has(weights.file)) {
     say("The network is being fetched ...")
     sessions.set(weights.file, state.ort.InferenceSession.create(weights.file, { executionProviders: ["wasm"] }))

@@ -144,6 +144,99 @@ def test_the_saved_mask(page):
     assert np.array_equal(saved > 0, shown(page)[0]) and set(np.unique(saved)) <= {0, 255}
 
 
+def holding(page, pattern):
+    "Requests for these files wait, in the list that comes back, until they are told to go on."
+    held = []
+    page.route(pattern, lambda route: held.append(route))  # playwright puts a mark on the function, which a list's own does not take
+    return held
+
+
+def let_go(page, held):
+    "Let them go on, once they have been made."
+    end = time.monotonic() + PATIENCE
+    while not held:
+        assert time.monotonic() < end, f"nothing was asked for within {PATIENCE} s"
+        page.evaluate("0")
+    for route in held: route.continue_()
+
+
+def move(page, threshold): page.evaluate("t => { const e = document.querySelector('#threshold'); e.value = t; e.dispatchEvent(new Event('input')) }", threshold)
+
+
+def test_no_old_mask_on_a_new_image(page):
+    "While weights are on their way there is no mask: not the last one on the next scan, and none to save."
+    held = holding(page, "**/busi.onnx")
+    page.locator("[name=weights][value=busi]").check(force=True)
+    until(page, "demo.weights.name === 'busi'")
+    assert page.evaluate("demo.probability === null && demo.mask === null && document.querySelector('#save').hidden")
+    picture = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 90), dtype=np.uint8)).save(picture, "PNG")
+    before = page.evaluate("document.querySelector('#picture').toDataURL()")
+    for choose, name in ((lambda: page.locator("[name=scan]").nth(1).check(force=True), "Scan 2"),
+                         (lambda: page.set_input_files("#file", dict(name="small.png", mimeType="image/png", buffer=picture.getvalue())), "small.png")):
+        choose()
+        until(page, f"demo.image.name === {name!r}")
+        move(page, 0.3)
+        assert page.evaluate("demo.probability === null && demo.mask === null && document.querySelector('#save').hidden")
+        assert "fetched" in page.text_content("#said") and page.evaluate("document.querySelector('#picture').toDataURL()") == before
+    let_go(page, held)
+    wait(page, "small.png")
+    until(page, "!document.querySelector('#save').hidden")
+    with page.expect_download() as download: page.click("#save")
+    saved = np.asarray(Image.open(download.value.path()).convert("L"))
+    assert saved.shape == (60, 90) and np.array_equal(saved > 0, shown(page)[0])
+
+
+def test_the_last_image_s_mask_is_not_offered_for_the_next(page):
+    held = holding(page, "**/busi.onnx")
+    page.evaluate("""() => { window.late = []; const make = HTMLCanvasElement.prototype.toBlob
+        HTMLCanvasElement.prototype.toBlob = function (done, ...rest) { make.call(this, blob => late.push(() => done(blob)), ...rest) } }""")
+    move(page, 0.3)
+    until(page, "late.length")
+    page.locator("[name=weights][value=busi]").check(force=True)
+    until(page, "demo.weights.name === 'busi'")
+    page.evaluate("late.splice(0).forEach(go => go())")
+    assert page.evaluate("document.querySelector('#save').hidden")
+    let_go(page, held)
+    wait_weights(page, "busi")
+    until(page, "late.length")
+    page.evaluate("late.splice(0).forEach(go => go())")
+    assert not page.evaluate("document.querySelector('#save').hidden")
+
+
+def test_other_weights_between_two_frames(page):
+    "A computation that waits for its frame is dropped when its network is put away."
+    held = holding(page, "**/busi.onnx")
+    page.evaluate("() => { window.waiting = []; window.frame = requestAnimationFrame; window.requestAnimationFrame = f => waiting.push(f) }")
+    page.locator("[name=scan]").nth(1).check(force=True)
+    until(page, "waiting.length")
+    page.locator("[name=weights][value=busi]").check(force=True)
+    until(page, "demo.weights.name === 'busi'")
+    page.evaluate("() => { window.requestAnimationFrame = frame; waiting.splice(0).forEach(f => f()); return new Promise(done => setTimeout(done, 100)) }")
+    assert "fetched" in page.text_content("#said") and page.locator("#said.wrong").count() == 0
+    let_go(page, held)
+    wait_weights(page, "busi")
+    wait(page, "Scan 2")
+
+
+def test_weights_before_the_engine(browser, url):
+    "Chosen while the engine is still on its way, they are the first that it gets."
+    context = browser.new_context()
+    try:
+        page = context.new_page()
+        held = holding(page, "**/ort.wasm.min.mjs")
+        page.goto(f"{url}index.html?ort=vendor/", wait_until="commit")
+        until(page, "document.querySelectorAll('[name=weights]').length === 2")
+        page.locator("[name=weights][value=busi]").check(force=True)
+        until(page, "demo.weights?.name === 'busi'")
+        assert page.locator("#said.wrong").count() == 0, page.text_content("#said")
+        let_go(page, held)
+        until(page, "demo.ready")
+        wait_weights(page, "busi")
+        assert page.locator("[name=weights]:checked").get_attribute("value") == "busi"
+    finally: context.close()
+
+
 def test_a_file_that_is_no_image(page):
     page.set_input_files("#file", dict(name="notes.png", mimeType="image/png", buffer=b"not a picture"))
     page.wait_for_selector("#said.wrong", timeout=1000 * PATIENCE)
