@@ -358,6 +358,15 @@ def test_duplicates_are_found(tmp_path):
     assert identical_pairs(train[[0, 1, 0]])[0][:3] == ("t0", "t0", "file") and near_pairs(train[[0, 1, 0]])[0][:2] == ("t0", "t0")
 
 
+def test_duplicates_where_only_one_side_came_from_files():
+    train, _ = load_dataset("phantom", size=64, channels=1)
+    colour, _ = load_dataset("phantom", size=64)
+    plain = SegmentationData(train.images, train.masks, train.names)
+    for one, other in ((plain, train), (train, plain), (plain, colour)):
+        assert [p[0] == p[1] and p[2:] == ("pixels", 1.0) for p in identical_pairs(one, other)] == [True] * 48
+    assert identical_pairs(plain) == [] and "(same pixels, masks agree to IoU 1.00)" in str(data_report(plain, plain))
+
+
 def test_report_of_odd_data():
     import matplotlib
     matplotlib.use("Agg")
