@@ -9,6 +9,7 @@ __all__ = ['augmentations', 'rotate_flip', 'affine_matrices', 'sampling_grid', '
 # %% ../nbs/12_augment.ipynb #59ebfae7
 import math
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -111,7 +112,7 @@ def speckle(
     amount: torch.Tensor, # (N,) standard deviation of the factor
     seed: int, # of the noise
 ) -> torch.Tensor: # (N, C, H, W) uint8
-    "Multiply each pixel by its own random factor around 1, the same for all channels: noise that is stronger where the image is bright."
+    "Multiply each pixel by its own random factor around 1, the same for all channels. A plain multiplicative noise: real speckle in a log-compressed image has the same deviation at every grey."
     n, _, h, w = images.shape
     noise = torch.randn((n, 1, h, w), generator=torch.Generator(images.device).manual_seed(seed), device=images.device)
     factor = 1 + amount.to(images.device).view(-1, 1, 1, 1) * noise
@@ -140,7 +141,7 @@ class Augment:
     rotate: float = 0. # largest angle either way, degrees
     scale: float = 0. # 0.25: between 1/1.25 and 1.25 times the size
     shift: float = 0. # largest shift either way, fraction of the side
-    shear: float = 0. # largest lean either way, degrees
+    shear: float = 0. # largest lean either way, degrees, 89 at most
     gamma: float = 0. # 0.4: exponents between 1/1.4 and 1.4
     contrast: float = 0. # 0.3: factors between 1/1.3 and 1.3
     brightness: float = 0. # largest addition either way, fraction of the full range
@@ -151,9 +152,9 @@ class Augment:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            top = 1 if name in ("turn", "flip", "mirror", "blur", "cutmix") else math.inf
-            if name != "padding" and not 0 <= value <= top:
-                raise ValueError(f"Augment({name}={value!r}): expected a number from 0 {'up' if top > 1 else 'to 1'}")
+            top = 1 if name in ("turn", "flip", "mirror", "blur", "cutmix") else 89 if name == "shear" else math.inf
+            if name != "padding" and not (isinstance(value, Real) and 0 <= value <= top and value < math.inf):
+                raise ValueError(f"Augment({name}={value!r}): expected a number from 0 {'up' if top == math.inf else f'to {top}'}")
         if self.padding not in ("reflection", "border", "zeros"): raise unknown_name("padding", self.padding, ("reflection", "border", "zeros"))
 
 # %% ../nbs/12_augment.ipynb #df71008e

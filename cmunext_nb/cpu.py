@@ -107,9 +107,9 @@ class _WideNorm(torch.autograd.Function):
         return _widen(dx, 1 / k), dweight, dbias, None, None, None, None, None
 
 # %% ../nbs/14b_cpu.ipynb #102bf5f5
-def _pays(x, weight, training):
+def _pays(x, weight, bias, training):
     "Is this a norm in training whose sums would share a cache line, on a map that is large enough to matter?"
-    if not training or weight is None or x.device.type != "cpu" or x.ndim != 4 or x.numel() < 1 << 15: return False
+    if not training or weight is None or bias is None or x.device.type != "cpu" or x.ndim != 4 or x.numel() < 1 << 15: return False
     if not 1 < x.shape[1] < 48 or x.shape[1] % 16 == 0 or x.shape[1] * _neighbours(x) % 16: return False
     known = x.dtype == weight.dtype or x.dtype == torch.bfloat16 and weight.dtype == torch.float32
     return known and x.is_contiguous(memory_format=torch.channels_last)
@@ -121,7 +121,7 @@ class wide_norm(TorchFunctionMode):
     The gradient cannot be differentiated a second time."""
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func is F.batch_norm and len(args) == 3 and _pays(args[0], kwargs.get("weight"), kwargs.get("training")):
+        if func is F.batch_norm and len(args) == 3 and _pays(args[0], *map(kwargs.get, ("weight", "bias", "training"))):
             x, *running = args
             return _WideNorm.apply(x, kwargs["weight"], kwargs["bias"], *running, kwargs["momentum"], kwargs["eps"], _neighbours(x))
         return func(*args, **kwargs)

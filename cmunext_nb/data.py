@@ -10,6 +10,7 @@ __all__ = ['IMAGE_TYPES', 'PER_IMAGE', 'FOLDER_LAYOUT', 'DATASETS', 'MEDSEGBENCH
 
 # %% ../nbs/11_data.ipynb #23a8ef3b
 import hashlib, json, os, random, re, warnings
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,18 +49,24 @@ def _images_in(folder):
     natural = lambda p: [int(t) if t.isdigit() else t for t in re.split(r"([0-9]+)", p.name)]
     return sorted((p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_TYPES and not p.name.startswith(".")), key=natural)
 
+def _twice(names):
+    "The names that stand there more than once."
+    return [n for n, k in Counter(names).items() if k > 1]
+
 # %% ../nbs/11_data.ipynb #4dd4cd22
 def pair_files(
     images, # folder of images
     masks, # folder of masks; may be the same one
     rename=("", ""), # (start of the images' names, start of the masks' names), where they differ
 ) -> list: # of `Sample`, in natural order
-    "Pair each image with the masks of the same stem, or of the stem with `_mask`, `_mask_1`, ...; an image without a mask is an error."
+    "Pair each image with the masks of the same stem, or of the stem with `_mask`, `_mask_1`, ...; an image without a mask is an error, and so are two images of one stem."
     found, is_mask, shared = {}, re.compile(r"(.+?)_mask(_[0-9]+)?$"), Path(masks) == Path(images)
     for p in _images_in(masks):
         match = is_mask.match(p.stem)
         if match or not shared: found.setdefault(match[1] if match else p.stem, []).append(p)
     files = [p for p in _images_in(images) if not (shared and is_mask.match(p.stem))]
+    again = _twice(p.stem for p in files)
+    if again: raise ValueError(f"{len(again)} names in {images} belong to more than one image: {', '.join(again[:5])}. Keep one file of each, or rename.")
     key = lambda p: rename[1] + p.stem[len(rename[0]):]
     alone = [p.name for p in files if key(p) not in found]
     if alone:
@@ -71,11 +78,16 @@ def pair_files(
 PER_IMAGE = ("sizes", "colour", "files", "pixels")  # entries of `meta` that hold one value an image
 
 def _agree(images, masks, names):
-    "`ValueError` unless images (N, C, H, W), masks (N, 1, H, W) and names belong together."
+    "An error unless images (N, C, H, W), masks (N, 1, H, W) and names belong together, all are uint8, and masks hold 0 and 1 only."
+    for t, kind in ((images, "images"), (masks, "masks")):
+        if t.dtype != torch.uint8: raise TypeError(f"the {kind} are {t.dtype} of shape {tuple(t.shape)}: expected torch.uint8 (N, C, H, W)")
     same = len(images) == len(masks) == len(names) and images.shape[2:] == masks.shape[2:]
     if not (same and images.ndim == masks.ndim == 4 and masks.shape[1] == 1):
         raise ValueError(f"Images (N, C, H, W), masks (N, 1, H, W) and N names must agree; got {tuple(images.shape)}, {tuple(masks.shape)} "
                          f"and {len(names)} names.")
+    if masks.numel() and masks.max() > 1:
+        bad = names[int((masks.flatten(1).amax(1) > 1).nonzero()[0])]
+        raise ValueError(f"the mask of {bad!r} holds {int(masks.max())}: expected only 0 and 1 (divide by 255?)")
 
 # %% ../nbs/11_data.ipynb #3819d5ad
 class SegmentationData:
@@ -174,8 +186,8 @@ def _assemble(arrays, names, channels, label, rows=None):
 # %% ../nbs/11_data.ipynb #38bcfacc
 def _check_shape(size, channels):
     "`ValueError` unless `size` is a positive whole number and `channels` 1 or 3."
-    if channels not in (1, 3): raise ValueError(f"channels must be 1 or 3, not {channels!r}.")
-    if not isinstance(size, (int, np.integer)) or size < 1: raise ValueError(f"size must be a whole number of pixels, not {size!r}.")
+    if isinstance(channels, bool) or channels not in (1, 3): raise ValueError(f"channels must be 1 or 3, not {channels!r}.")
+    if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1: raise ValueError(f"size must be a whole number of pixels, not {size!r}.")
 
 # %% ../nbs/11_data.ipynb #69ea8db2
 def read_samples(
@@ -208,11 +220,14 @@ def split_names(
 def _split_files(root):
     "Splits written as lists, one name a line: `splits/train1.txt` and `val1.txt`, or `train.txt` and `valid.txt`; {} where there are none."
     splits = {}
-    for train in sorted([*Path(root, "splits").glob("train*.txt"), *Path(root).glob("train*.txt")]):
+    beside = (p for p in Path(root).glob("train*.txt") if re.fullmatch(r"train[0-9]*\.txt", p.name))  # "training notes.txt" is no list
+    for train in sorted([*Path(root, "splits").glob("train*.txt"), *beside]):
         end = train.name[len("train"):]
         valid = next((p for n in ("val", "valid") if (p := train.with_name(n + end)).is_file()), None)
         if valid is None: raise FileNotFoundError(f"{train} has no partner: write the other names into {train.with_name('val' + end)}.")
         parts = [[line.strip() for line in p.read_text(encoding="utf-8").splitlines() if line.strip()] for p in (train, valid)]
+        for p, lines in zip((train, valid), parts):
+            if again := _twice(lines): raise ValueError(f"{len(again)} names stand twice in {p}, for example {again[0]!r}. Keep one line of each.")
         both = sorted(set(parts[0]) & set(parts[1]))
         if both: raise ValueError(f"{len(both)} names are in both {train} and {valid.name}, for example {both[0]!r}. Take them out of one.")
         splits[end[:-len(".txt")] or "1"] = tuple(parts)
@@ -481,21 +496,23 @@ def identical_pairs(
     data, # `SegmentationData`
     other=None, # `SegmentationData` to compare with; None compares `data` with itself
 ) -> list: # (name in `data`, name in `other`, "file" or "pixels", IoU of the two masks)
-    "Images that are the same byte for byte (`file`) or pixel for pixel in another file (`pixels`); their masks need not agree."
+    "Images that are the same byte for byte (`file`) or pixel for pixel (`pixels`); their masks need not agree."
     pairs, against = {}, data if other is None else other
     for kind in ("pixels", "files"):
-        places = {}
-        for j, mark in enumerate(_marks(against, kind)): places.setdefault(mark, []).append(j)
-        for i, mark in enumerate(_marks(data, kind)):
+        places, native = {}, kind in data.meta and kind in against.meta
+        if kind == "files" and not native: continue
+        for j, mark in enumerate(_marks(against, native and kind)): places.setdefault(mark, []).append(j)
+        for i, mark in enumerate(_marks(data, native and kind)):
             pairs.update({(i, j): kind for j in places.get(mark, []) if other is not None or i < j})
     overlap = lambda a, b: 1.0 if not (a | b).any() else round(float((a & b).sum() / (a | b).sum()), 3)
     return [(data.names[i], against.names[j], kind.replace("files", "file"), overlap(data.masks[i], against.masks[j]))
             for (i, j), kind in sorted(pairs.items())]
 
 def _marks(data, kind):
-    "Fingerprints of the native files or pixels, or of the resized ones where the data was not read from files."
-    if kind in data.meta: return data.meta[kind]
-    return [hashlib.blake2b(x.numpy().tobytes(), digest_size=8).hexdigest() + kind for x in data.images]
+    "Fingerprints of the native files or pixels (`kind` of `meta`), or, without a kind, of the images as they are here: grey in one channel or three is the same."
+    if kind: return data.meta[kind]
+    colour = (x.expand(3, -1, -1) if len(x) == 1 else x for x in data.images)
+    return [hashlib.blake2b(repr(tuple(x.shape)).encode() + x.numpy().tobytes(), digest_size=8).hexdigest() for x in colour]
 
 # %% ../nbs/11_data.ipynb #e48fb15b
 def _thumbnails(images, side=32):

@@ -18,10 +18,13 @@ from .model import unknown_name
 
 # %% ../nbs/14_metrics.ipynb #fe3e3a3a
 def mask_counts(
-    predictions: torch.Tensor, # (N, num_classes, H, W) bool
+    predictions: torch.Tensor, # (N, num_classes, H, W) bool or {0, 1}, not float: logits must be cut first
     masks: torch.Tensor, # the same shape, bool or {0, 1}
 ): # tp, fp, fn, tn: each (N, num_classes) int64
     "Count the pixels that are found, too much, missed and rightly left alone, for each image and class."
+    if predictions.is_floating_point(): raise TypeError(f"predictions are {predictions.dtype}: cut logits at 0 or probabilities at 0.5 first, or use segmentation_counts")
+    if predictions.shape != masks.shape or predictions.ndim != 4:
+        raise ValueError(f"predictions {tuple(predictions.shape)} and masks {tuple(masks.shape)} must both be (N, num_classes, H, W)")
     p, t = predictions.bool().flatten(2), masks.bool().flatten(2)
     tp, predicted, true = (p & t).sum(2), p.sum(2), t.sum(2)
     fp, fn = predicted - tp, true - tp
@@ -109,7 +112,7 @@ def reduce_counts(
     tp, fp, fn, tn, # each (N, num_classes) int64
     metric: str = "iou", # a name in `COUNT_METRICS`
     reduce: str = "image", # "image": mean of each image's score; "pooled": score of the summed counts; "none": all scores
-    empty: float = 1., # score of an empty truth met by an empty prediction; `float("nan")` leaves such images out of the mean
+    empty: float = 1., # score of 0/0 where nothing is wrong, that is, but for specificity, of an empty truth met by an empty prediction; `float("nan")` leaves such images out of the mean
 ): # a float; with "none" a tensor (N, num_classes) float64
     "One score from counts, which may have been gathered over many batches; several classes are averaged at the end."
     if metric not in COUNT_METRICS: raise unknown_name("metric", metric, COUNT_METRICS)

@@ -28,13 +28,25 @@ def orthogonalise(
         x = torch.baddbmm(x, inner, x, beta=_A)
     return (x.mT if tall else x).reshape(matrices.shape)
 
+# %% ../nbs/14c_optimizer.ipynb #60d7e5d5
+def _ends(model, layers):
+    "Weights of layers with as many inputs as the image has channels or as many outputs as there are classes, where no inner map has that number."
+    config = getattr(model, "config", None)
+    config = config if isinstance(config, dict) else {}
+    colours, classes = config.get("in_channels"), config.get("num_classes")
+    inputs, outputs = [m.weight.shape[1] * getattr(m, "groups", 1) for m in layers], [len(m.weight) for m in layers]
+    return {m.weight for m, i, o in zip(layers, inputs, outputs) if i == colours and colours not in outputs or o == classes and classes not in inputs}
+
 # %% ../nbs/14c_optimizer.ipynb #14c00023
 def matrix_weights(
     model: nn.Module, # any network
 ) -> dict: # weight -> how many matrices it holds
-    "Weights that mix channels: of convolutions and linear layers, without depthwise kernels, single rows, the first layer and the last."
+    """Weights that mix channels: of convolutions and linear layers, without depthwise kernels, single rows, transposed kernels, and the network's ends.
+
+    The ends are the first and the last layer in the order in which the network holds them, and what `_ends` finds besides."""
     layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]
-    parts = {m.weight: getattr(m, "groups", 1) for m in layers[1:-1] if m.weight.requires_grad}
+    left = {m.weight for m in layers if isinstance(m, nn.modules.conv._ConvTransposeNd)} | _ends(model, layers)  # (in, out / groups, ...): other rows
+    parts = {m.weight: getattr(m, "groups", 1) for m in layers[1:-1] if m.weight.requires_grad and m.weight not in left}
     return {weight: n for weight, n in parts.items() if len(weight) > n and weight.shape[1] > 1}
 
 # %% ../nbs/14c_optimizer.ipynb #14c00026
@@ -70,6 +82,7 @@ class Muon(torch.optim.AdamW):
     ):
         if not isinstance(model, nn.Module): raise TypeError(f"Muon takes the network itself, not {type(model).__name__}: its layers say which weights are matrices")
         if not (ratio > 0 and 0 <= momentum < 1): raise ValueError(f"ratio={ratio} and momentum={momentum}: expected a ratio above 0 and a momentum in 0..1")
+        if adamw.get("maximize"): raise ValueError("maximize=True: Muon only goes downhill, give it minus the loss")
         found = matrix_weights(model)
         rest = [p for p in model.parameters() if p.requires_grad and p not in found]
         groups = [dict(params=[p for p in found if found[p] == n], parts=n, ratio=ratio, momentum=momentum) for n in sorted(set(found.values()))]

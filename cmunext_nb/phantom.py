@@ -433,11 +433,11 @@ def make_phantom(
     return images, masks
 
 # %% ../nbs/10_phantom.ipynb #c78a1915
-def _whole(name, value, least):
+def _whole(name, value, least, who="make_phantom"):
     "A whole number of at least `least`, or a ValueError that says which argument is wrong."
     try: value = None if isinstance(value, bool) else index(value)
     except TypeError: value = None
-    if value is None or value < least: raise ValueError(f"make_phantom needs {name} to be a whole number, {least} or more")
+    if value is None or value < least: raise ValueError(f"{who} needs {name} to be a whole number, {least} or more")
     return value
 
 # %% ../nbs/10_phantom.ipynb #21f0d6cb
@@ -450,7 +450,7 @@ def write_phantoms(
     "Write a set of phantoms: `images/*.png`, `masks/*.png` (1 bit), and the lists `train.txt` and `valid.txt`."
     from PIL import Image
     from cmunext_nb.weights import atomic_write
-    folder, names = Path(folder), [f"phantom_{i:03d}" for i in range(_whole("n", n, 2))]
+    folder, names = Path(folder), [f"phantom_{i:03d}" for i in range(_whole("n", n, 2, "write_phantoms"))]
     for name, image, mask in zip(names, *make_phantom(n, size, seed)):
         for kind, array in (("images", image[0].numpy()), ("masks", mask[0].numpy().astype(bool))):
             with atomic_write(folder / kind / f"{name}.png") as file: Image.fromarray(array).save(file, "PNG", optimize=True)

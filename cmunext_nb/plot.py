@@ -7,6 +7,7 @@ __all__ = ['OKABE_ITO', 'COLORS', 'SIZES', 'rgb', 'house_style', 'as_picture', '
            'overlay', 'overlay_legend', 'show_predictions', 'show_grid', 'heat', 'show_curves', 'draw_u']
 
 # %% ../nbs/09_plot.ipynb #6e765a6f
+import re
 from contextlib import contextmanager
 
 import numpy as np
@@ -25,7 +26,9 @@ def rgb(
     color, # "#rrggbb", or a role in `COLORS`
 ): # float array (3,) in 0..1
     "A colour as three numbers."
-    h = COLORS.get(color, color).lstrip("#")
+    h = COLORS.get(color, color)
+    if not re.fullmatch("#?[0-9a-fA-F]{6}", str(h)): raise ValueError(f'no colour {color!r}: say "#rrggbb", or one of {", ".join(COLORS)}')
+    h = h.lstrip("#")
     return np.array([int(h[i:i + 2], 16) for i in (0, 2, 4)]) / 255
 
 # %% ../nbs/09_plot.ipynb #a566cf89
@@ -88,10 +91,13 @@ def show_image(
 ): # matplotlib axes
     "Draw one image without axes, and a mask as its outline."
     import matplotlib.pyplot as plt
+    picture, m = as_picture(image), None if mask is None else as_mask(mask)
+    if m is not None and m.shape != picture.shape[:2]:
+        raise ValueError(f"image {picture.shape[:2]} and mask {m.shape} must have one height and width")
     ax = ax or plt.subplots(figsize=SIZES["square"])[1]
-    ax.imshow(as_picture(image), cmap="gray", vmin=0, vmax=1)
-    if mask is not None and as_mask(mask).any():
-        padded = np.pad(as_mask(mask), 1)  # a lesion that touches the border gets a closed outline too
+    ax.imshow(picture, cmap="gray", vmin=0, vmax=1)
+    if m is not None and m.any():
+        padded = np.pad(m, 1)  # a lesion that touches the border gets a closed outline too
         x, y = np.arange(padded.shape[1]) - 1, np.arange(padded.shape[0]) - 1
         ax.contour(x, y, padded, [0.5], colors=[COLORS.get(color, color)], linewidths=1.3)
         ax.set(xlim=(-0.5, len(x) - 2.5), ylim=(len(y) - 2.5, -0.5))
@@ -120,6 +126,8 @@ def show_images(
     "A contact sheet: images in rows, their masks as outlines."
     if not len(images): raise ValueError("show_images got no images to draw")
     n, columns = len(images), min(columns, len(images))
+    for name, given in (("masks", masks), ("titles", titles)):
+        if given is not None and len(given) != n: raise ValueError(f"{n} images and {len(given)} {name}: give as many")
     (h, w), rows = as_picture(images[0]).shape[:2], -(-n // columns)
     fig, axes = _sheet(rows, columns, columns * size, rows * (size * h / w + (0.22 if titles is not None else 0)))
     titles, masks = ([None] * n if v is None else v for v in (titles, masks))
@@ -209,7 +217,7 @@ def show_grid(
 ): # matplotlib axes
     "A small matrix as coloured cells with its numbers: blue below zero, orange above."
     import matplotlib.pyplot as plt
-    v = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, dtype=float)
+    v = np.asarray(values.detach().cpu().double() if hasattr(values, "detach") else values, dtype=float)
     if v.ndim != 2: raise ValueError(f"show_grid draws a matrix (H, W), not shape {v.shape}")
     ax, limit = ax or plt.subplots(figsize=SIZES["square"])[1], limit or np.abs(v).max() or 1
     ax.imshow(_shades(v, limit))
@@ -244,10 +252,11 @@ def heat(
 ): # matplotlib axes
     "Lay a map of numbers over an image in a perceptually even palette, with its colour bar."
     import matplotlib.pyplot as plt
-    ax = show_image(image, ax or plt.subplots(figsize=SIZES["square"])[1])
-    m = np.asarray(map.detach().cpu() if hasattr(map, "detach") else map, dtype=float).squeeze()
-    h, w = as_picture(image).shape[:2]
-    low, high = limits or (m.min(), m.max())
+    m = np.asarray(map.detach().cpu().double() if hasattr(map, "detach") else map, dtype=float)
+    if m.ndim < 2 or m.size != m.shape[-2] * m.shape[-1]: raise ValueError(f"heat draws a map (H, W) or (1, H, W), not shape {m.shape}")
+    m, (h, w) = m.reshape(m.shape[-2:]), as_picture(image).shape[:2]
+    ax, known = show_image(image, ax or plt.subplots(figsize=SIZES["square"])[1]), m[np.isfinite(m)]
+    low, high = limits or ((known.min(), known.max()) if known.size else (0, 1))  # a hole (NaN) has no colour
     drawn = ax.imshow(m, cmap="inferno", alpha=alpha, vmin=low, vmax=high, extent=(-0.5, w - 0.5, h - 0.5, -0.5))
     if label is not None: ax.figure.colorbar(drawn, ax=ax, fraction=0.046, pad=0.03, label=label).outline.set_visible(False)
     return ax
@@ -412,6 +421,8 @@ def draw_u(
     "The U-shaped network as a map: the part in hand orange, built parts blue, the rest pale."
     import matplotlib.pyplot as plt
     n = len(dims)
+    if not n == len(depths) == len(kernel_sizes):
+        raise ValueError(f"{n} dims, {len(depths)} depths and {len(kernel_sizes)} kernel sizes: give as many, one a stage")
     current, built, places = _u_check(here, n), _u_check(done, n), _u_places(n)
     look = lambda name: "here" if _u_match(name, current) else "done" if _u_match(name, built) else "plain" if done is None else "todo"
     own = ax is None

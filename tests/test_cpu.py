@@ -86,9 +86,15 @@ def test_a_constant_map_is_no_division_by_zero():
     assert y.abs().max() < 1e-2 and x.grad.isfinite().all()
 
 
+def without_bias(norm):
+    norm.register_parameter("bias", None)
+    return norm
+
+
 LEFT = dict(
     evaluation=lambda: (nn.BatchNorm2d(8).eval(), last(2, 8, 64, 64, dtype=torch.float32)),
     no_weights=lambda: (nn.BatchNorm2d(8, affine=False), last(2, 8, 64, 64, dtype=torch.float32)),
+    no_bias=lambda: (without_bias(nn.BatchNorm2d(8)), last(2, 8, 64, 64, dtype=torch.float32)),
     plain_layout=lambda: (nn.BatchNorm2d(8), last(2, 8, 64, 64, dtype=torch.float32).contiguous()),
     full_lines=lambda: (nn.BatchNorm2d(16), last(2, 16, 64, 64, dtype=torch.float32)),
     many=lambda: (nn.BatchNorm2d(56), last(2, 56, 64, 64, dtype=torch.float32)),

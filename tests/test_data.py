@@ -90,6 +90,22 @@ def test_wrong_lists(tmp_path):
     with pytest.raises(FileNotFoundError, match="'nobody'"): load_dataset("folder", root=tmp_path)
 
 
+def test_a_name_means_one_image(tmp_path):
+    folder_of(tmp_path)
+    (tmp_path / "train.txt").write_text("a\nb\na\n"); (tmp_path / "val.txt").write_text("c\n")
+    with pytest.raises(ValueError, match="1 names stand twice in .*train.txt, for example 'a'"): load_dataset("folder", root=tmp_path)
+    (tmp_path / "train.txt").write_text("a\nb\n"); (tmp_path / "val.txt").write_text("c\nc\n")
+    with pytest.raises(ValueError, match="stand twice in .*val.txt"): load_dataset("folder", root=tmp_path)
+    (tmp_path / "val.txt").write_text("c\n"); save(tmp_path / "images/d.bmp", noise())
+    with pytest.raises(ValueError, match="1 names in .*images belong to more than one image: d. Keep one"): load_dataset("folder", root=tmp_path)
+
+
+def test_notes_are_no_list(tmp_path):
+    folder_of(tmp_path)
+    for name in ("training notes.txt", "train_log.txt"): (tmp_path / name).write_text("rate 0.01\n")
+    assert [len(part) for part in load_dataset("folder", root=tmp_path, size=16)] == [7, 3]
+
+
 def test_bad_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"): load_dataset("folder", root=tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="No images"): load_dataset("folder", root=tmp_path)
@@ -119,7 +135,7 @@ def test_empty_mask_and_tiny_image(tmp_path):
     assert data_report(train).facts["train"]["empty"] == ["a"]
 
 
-@pytest.mark.parametrize("options", [dict(size=0), dict(size=1.5), dict(size="256"), dict(channels=2), dict(split=0.5), dict(split="first")])
+@pytest.mark.parametrize("options", [dict(size=0), dict(size=1.5), dict(size="256"), dict(size=True), dict(channels=True), dict(channels=2), dict(split=0.5), dict(split="first")])
 def test_bad_options(tmp_path, options):
     with pytest.raises(ValueError): load_dataset("folder", root=folder_of(tmp_path), **options)
 
@@ -172,6 +188,9 @@ def test_segmentation_data():
     with pytest.raises(KeyError, match="'z'"): d.subset("az")
     with pytest.raises(ValueError, match="must agree"): SegmentationData(d.images, d.masks[:4], "abcde")
     with pytest.raises(ValueError, match="must agree"): SegmentationData(d.images, d.masks, "abc")
+    with pytest.raises(ValueError, match="mask of 'c' holds 255.*divide by 255"): SegmentationData(d.images, torch.tensor([0, 1, 255, 0, 0], dtype=torch.uint8).view(5, 1, 1, 1), "abcde")
+    for images, masks in ((d.images / 255, d.masks), (d.images, d.masks.bool()), (d.images, d.masks.float())):
+        with pytest.raises(TypeError, match="expected torch.uint8"): SegmentationData(images, masks, "abcde")
 
 
 def test_split_names():
@@ -339,6 +358,15 @@ def test_duplicates_are_found(tmp_path):
     assert identical_pairs(train[[0, 1, 0]])[0][:3] == ("t0", "t0", "file") and near_pairs(train[[0, 1, 0]])[0][:2] == ("t0", "t0")
 
 
+def test_duplicates_where_only_one_side_came_from_files():
+    train, _ = load_dataset("phantom", size=64, channels=1)
+    colour, _ = load_dataset("phantom", size=64)
+    plain = SegmentationData(train.images, train.masks, train.names)
+    for one, other in ((plain, train), (train, plain), (plain, colour)):
+        assert [p[0] == p[1] and p[2:] == ("pixels", 1.0) for p in identical_pairs(one, other)] == [True] * 48
+    assert identical_pairs(plain) == [] and "(same pixels, masks agree to IoU 1.00)" in str(data_report(plain, plain))
+
+
 def test_report_of_odd_data():
     import matplotlib
     matplotlib.use("Agg")
@@ -352,7 +380,7 @@ def test_report_of_odd_data():
 
 
 def test_clean_subset():
-    d = SegmentationData(torch.zeros(3, 1, 1, 1), torch.zeros(3, 1, 1, 1), ["benign (433)", "benign (20)", "malignant (145)"])
+    d = SegmentationData(*torch.zeros(2, 3, 1, 1, 1, dtype=torch.uint8), ["benign (433)", "benign (20)", "malignant (145)"])
     assert "benign (20)" in clean_subset(d).names and "benign (433)" not in clean_subset(d).names
     with pytest.raises(ValueError, match="'busi' only"): clean_subset(d, "tn3k")
 

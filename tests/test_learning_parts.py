@@ -156,9 +156,9 @@ def test_curves_map_each_grey_level():
     assert torch.equal(made[0], images[0]) and torch.equal(made[1], 255 - images[1])
 
 
-@pytest.mark.parametrize("name, value", [("mirror", 1.1), ("rotate", -1), ("gamma", float("nan")), ("blur", 2)])
+@pytest.mark.parametrize("name, value", [("mirror", 1.1), ("rotate", -1), ("gamma", float("nan")), ("blur", 2), ("rotate", None), ("rotate", "20"), ("shear", 90), ("shift", math.inf)])
 def test_settings_out_of_range_are_refused(name, value):
-    with pytest.raises(ValueError, match=name): Augment(**{name: value})
+    with pytest.raises(ValueError, match=rf"Augment\({name}=.*expected a number"): Augment(**{name: value})
 
 
 def test_unknown_names_are_refused():
@@ -261,6 +261,25 @@ def test_nan_is_passed_on():
                                    torch.full((3, 1, 24, 24), -1.), torch.full((3, 1, 24, 24), float("nan"))])
 def test_wrong_masks_are_refused(masks):
     with pytest.raises(ValueError, match="masks"): BCEDiceLoss()(random_pair()[0], masks)
+
+
+@pytest.mark.parametrize("one, other", [((1, 8, 8), (1, 8, 8)), ((2, 1, 8, 8), (1, 1, 8, 8)), ((2, 1, 8, 8), (2, 2, 8, 8)), ((8, 8), (8, 8))], ids=str)
+def test_shapes_that_torch_would_stretch_are_refused(one, other):
+    with pytest.raises(ValueError, match="must both be"): dice_loss(torch.zeros(one), torch.zeros(other))
+    with pytest.raises(ValueError, match="must both be"): mask_counts(torch.zeros(one, dtype=torch.bool), torch.zeros(other))
+
+
+def test_logits_are_no_mask():
+    with pytest.raises(TypeError, match="float32.*segmentation_counts"): mask_counts(torch.full((1, 1, 8, 8), -4.), torch.zeros(1, 1, 8, 8))
+
+
+def test_dice_does_not_look_at_values():
+    "On a GPU each look would wait for the device, once a step."
+    class Unread(torch.Tensor):
+        def item(self): raise AssertionError("the loss waited for a value")
+        __float__ = __bool__ = item
+    logits, masks = (x.as_subclass(Unread) for x in random_pair())
+    assert torch.isfinite(dice_loss(logits, masks).as_subclass(torch.Tensor))
 
 
 def test_the_look_at_the_values_can_be_left_out():

@@ -47,7 +47,7 @@ def test_layers_of_every_kind():
     model = Odd()
     found = matrix_weights(model)
     names = {n for n, p in model.named_parameters() if p in found}
-    assert names == {"grouped.weight", "up.weight", "line.weight", "unused.weight"} and found[model.grouped.weight] == 2
+    assert names == {"grouped.weight", "line.weight", "unused.weight"} and found[model.grouped.weight] == 2
     before, optimizer = copy.deepcopy(model.state_dict()), Muon(model)
     for _ in range(2):
         optimizer.zero_grad()
@@ -76,6 +76,19 @@ def test_a_single_row_is_no_matrix():
         assert len(found) > 20 and all(len(weight) > parts and weight.shape[1] > 1 for weight, parts in found.items()), name
 
 
+def test_ends_that_are_not_first_or_last():
+    "MedT has a stem for each branch and an unused layer behind its head; U-Net++ has four heads."
+    medt, many = cn.create_model("medt", num_classes=2), cn.create_model("unetpp", num_classes=2)
+    ends = [medt.whole.stem[0].weight, medt.near.stem[0].weight, medt.head.weight, *(head.weight for head in many.heads)]
+    found = {*matrix_weights(medt), *matrix_weights(many)}
+    assert len(found) > 100 and not found & set(ends)
+
+
+def test_as_many_classes_as_inner_channels_change_no_choice():
+    names = lambda model: [n for n, p in model.named_parameters() if p in matrix_weights(model)]
+    assert names(cn.create_model("cmunext_s", num_classes=8, in_channels=16)) == names(cn.create_model("cmunext_s"))
+
+
 def test_the_closure_is_called_once_and_its_loss_returned():
     model, calls = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), []
     optimizer = Muon(model)
@@ -95,6 +108,10 @@ def test_the_closure_is_called_once_and_its_loss_returned():
 @pytest.mark.parametrize("how", [dict(ratio=0), dict(momentum=1.0), dict(lr=-1.0)], ids=str)
 def test_values_that_cannot_work(how):
     with pytest.raises(ValueError, match="ratio|momentum|learning rate"): Muon(nn.Linear(2, 2), **how)
+
+
+def test_uphill_is_refused():
+    with pytest.raises(ValueError, match="maximize=True.*minus the loss"): Muon(nn.Linear(2, 2), maximize=True)
 
 
 def test_weights_alone_are_refused():

@@ -149,7 +149,7 @@ def test_write_phantoms(tmp_path):
     for i, name in enumerate(train + valid):
         with Image.open(folder / "images" / f"{name}.png") as file: assert file.mode == "L" and (np.array(file) == images[i, 0].numpy()).all()
         with Image.open(folder / "masks" / f"{name}.png") as file: assert file.mode == "1" and (np.array(file) == masks[i, 0].numpy()).all()
-    with pytest.raises(ValueError, match="needs n"): write_phantoms(tmp_path / "none", n=1)
+    with pytest.raises(ValueError, match="write_phantoms needs n to be a whole number, 2 or more"): write_phantoms(tmp_path / "none", n=1)
     assert not (tmp_path / "none").exists()
 
 
