@@ -184,7 +184,8 @@ def test_small_images_stay_as_they_are(net, shape):
     lab = BlockLab(image, model=net, kernel_size=9)
     assert lab.grid.shape == shape and np.abs(lab.grid.numpy() - image).max() < 1 / 255
     assert (lab.controls["row"].max, lab.controls["column"].max) == (shape[0] - 1, shape[1] - 1)
-    lab.put(row=99, column=99)
+    with pytest.raises(ValueError, match=f"row=99 cannot be chosen: the nearest .* {shape[0] - 1}"): lab.put(row=99, column=99)
+    lab.put(row=shape[0] - 1, column=shape[1] - 1)
     assert (lab.state["row"], lab.state["column"]) == (shape[0] - 1, shape[1] - 1)
     for kernel in ("encoder.1.blocks.0", "edge"):
         lab.put(kernel=kernel, part="channels")
@@ -306,3 +307,16 @@ def test_a_channel_beyond_the_slider_is_reached(net):
 
 @pytest.mark.parametrize("kind", ["edge", "blur", "spot"])
 def test_a_kernel_of_one_pixel_is_a_number(kind): assert torch.isfinite(hand_kernels(kind, 1, 2)).all()
+
+
+def test_a_network_that_learned_on_is_asked_again():
+    "Maps of before with a kernel of now would be no arithmetic."
+    net = tiny()
+    lab = BlockLab(spot(), model=net, kernel="encoder.1.blocks.0")
+    with torch.no_grad():
+        for p in net.parameters(): p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    lab.refresh()
+    look = lab.look(**lab.state)
+    products = window_step(look.maps[look.channel], look.kernel[look.channel], *look.at)[1].sum().item()
+    assert abs(products + look.bias - look.trace["sum"][(look.channel, *look.at)].item()) < 1e-4
+    assert torch.equal(look.maps, maps_entering(net, "encoder.1.blocks.0", lab.pixels, tuple(lab.grid.shape)).cpu())

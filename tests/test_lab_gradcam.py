@@ -179,3 +179,37 @@ def test_mistakes_are_named(call, word, model, scans):
 
 
 def test_the_static_twin(lab): assert png(lab.figure()) == lab.picture.value and png(lab.figure(layer="stem")) != lab.picture.value
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_an_image_of_wrong_channels_leaves_the_lab_as_it_was(channels):
+    "With another image open: it is forgotten only for one that fits."
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(channels, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 1, 1))
+    lab = GradCAMLab(net, torch.randint(0, 255, (2, channels, 32, 32), dtype=torch.uint8), size=32)
+    arrive(uploader(lab), "a.png", as_file(np.random.default_rng(0).integers(0, 255, (32, 32), dtype=np.uint8)))
+    arrive(uploader(lab), "b.png", as_file(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)))
+    assert f"Not possible:</b> the image has 3 channels, the network takes {channels}" in lab.sentence.value and len(lab.names) == len(lab.pixels) == 3
+    lab.put(region="pixel")
+    assert "Not possible" not in lab.sentence.value and lab.state["scan"] == 2
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_of_masks_of_several_classes_the_first_is_the_true_one(classes, scans):
+    "And not their union, which is what a mask in colour would be."
+    data = load_dataset("phantom", size=32)[1]
+    data.images, data.masks = scans[0], torch.cat([scans[1], *[1 - scans[1]] * (classes - 1)], 1)
+    net = nn.Sequential(nn.Conv2d(1, 5, 3, padding=1), nn.Conv2d(5, classes, 1))
+    for lab in (GradCAMLab(net, data, size=None), GradCAMLab(net, scans[0], data.masks, size=None), GradCAMLab(net, scans[0], [m.numpy() for m in data.masks], size=None)):
+        assert all((mask == m[0].numpy()).all() for mask, m in zip(lab.masks, scans[1]))
+
+
+def test_masks_as_files_and_one_image_with_its_mask(model, scans, tmp_path):
+    for i in range(2):
+        Image.fromarray(scans[0][i, 0].numpy()).save(tmp_path / f"{i}.png")
+        Image.fromarray(scans[1][i, 0].numpy() * 255).save(tmp_path / f"{i}_mask.png")
+    paths, masks = ([tmp_path / f"{i}{end}.png" for i in range(2)] for end in ("", "_mask"))
+    one = GradCAMLab(model, str(paths[1]), str(masks[1]), size=96)
+    for lab in (GradCAMLab(model, paths, masks, size=96), one, GradCAMLab(model, scans[0][1], scans[1][1], size=96), GradCAMLab(model, scans[0][1], scans[1][1:2], size=96)):
+        assert (lab.masks[-1] == scans[1][1, 0].numpy()).all()
+    assert len(one.names) == 1 and "the true mask of scan 1" in one.put(region="true").sentence.value

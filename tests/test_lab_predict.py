@@ -187,3 +187,65 @@ def test_an_ensemble_is_not_called_a_mirror_image():
     from cmunext_nb import Ensemble, create_model
     lab = PredictLab(Ensemble([create_model("cmunext_s").eval(), create_model("cmunext_s").eval()]), np.zeros((64, 64), np.uint8))
     assert "agreement of all answers" in lab.words(**lab.state)
+
+
+def test_masks_as_files(scans, tmp_path):
+    for i in range(2):
+        Image.fromarray(scans[0][i, 0].numpy()).save(tmp_path / f"{i}.png")
+        Image.fromarray(scans[1][i, 0].numpy() * 255).save(tmp_path / f"{i}_mask.png")
+    paths, masks = ([str(tmp_path / f"{i}{end}.png") for i in range(2)] for end in ("", "_mask"))
+    said = PredictLab(images=scans[0][:2], masks=scans[1][:2]).sentence.value.partition(", ")[2]
+    for lab in (PredictLab(images=paths, masks=masks), PredictLab(images=paths, masks=[Image.open(m) for m in masks]), PredictLab(images=paths[0], masks=masks[0])):
+        assert lab.sentence.value.partition(", ")[2] == said and "Against the true mask" in said
+
+
+@pytest.mark.parametrize("move", [dict(threshold=0.51), dict(scan=1), dict(mirror=True)])
+def test_a_link_to_another_mask_goes(lab, move):
+    offer(lab)
+    assert "threshold 0.50" in lab.link.value
+    assert lab.put(truth=False, pixel_size=0.5).link.value and not lab.put(**move).link.value
+
+
+def test_a_link_goes_when_the_network_has_learned_on():
+    model = torch.nn.Conv2d(1, 1, 3, padding=1)
+    lab = PredictLab(model, make_phantom(1, size=32)[0])
+    offer(lab)
+    lab.refresh()
+    assert lab.link.value
+    model.bias.data.add_(1)  # which PyTorch does not count
+    lab.refresh()
+    assert not lab.link.value
+
+
+def test_a_mask_that_cannot_be_made_is_said():
+    lab = PredictLab(torch.nn.Conv2d(1, 2, 1), make_phantom(1, size=32)[0])
+    lab.sentence.value = ""
+    offer(lab)
+    assert "Not possible" in lab.sentence.value and "one class" in lab.sentence.value and not lab.link.value
+
+
+@pytest.mark.parametrize("error, words", [(AssertionError(), "</b> AssertionError<"), (KeyError("mask"), "</b> KeyError: "), (IndexError("too deep"), "</b> IndexError: too deep")])
+def test_every_error_of_a_network_is_said(error, words):
+    "An image with which the network fails must not stand under the sentence of another."
+    def net(x):
+        if x.shape[-1] != 32: raise error
+        return x.mean(1, keepdim=True)
+    lab = PredictLab(net, make_phantom(1, size=32)[0], predict_size=None)
+    arrive(uploader(lab), "a.png", as_file(np.zeros((40, 50), np.uint8)))
+    assert words in lab.sentence.value and lab.controls["scan"].label == "your image"
+
+
+def test_given_images_can_be_kept_out_of_the_notebook(scans):
+    before = set(alive())
+    lab = PredictLab(images=scans[0][:1])
+    assert leaks(before)
+    lab.stop_saving()
+    lab.put(threshold=0.3)
+    sent = sent_by(lab)
+    offer(lab)
+    assert not leaks(before) and sent
+
+
+def test_the_names_of_files_without_their_folders():
+    from cmunext_nb.labs.predict import _scans
+    assert [s["name"] for s in _scans([r"C:\scans\a.png", "/home/me/b.png", "c.png"], None)] == ["a.png", "b.png", "c.png"]

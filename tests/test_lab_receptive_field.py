@@ -226,3 +226,22 @@ def test_an_opened_image_is_shown_and_forgotten(lab):
     assert lab.state["image"] == 0 and len(lab.pixels) == 3 and lab.picture.value == before and set(alive()) == there
     arrive(opener, "notes.png", b"no picture")
     assert "Not possible" in lab.sentence.value and lab.picture.value == before
+
+
+def test_a_network_that_learned_on_is_asked_again():
+    net = nn.Sequential(nn.Conv2d(1, 4, 5, padding=2), nn.GELU(), nn.Conv2d(4, 1, 3, padding=1)).eval()
+    lab = ReceptiveFieldLab(net, torch.randint(0, 255, (1, 1, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
+    before = lab.look(layer="logits").erf
+    assert lab.look(layer="logits").erf is before
+    for p in net.parameters(): p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    after = lab.look(layer="logits").erf
+    assert not torch.equal(after, before) and torch.equal(after, effective_receptive_field(net, lab.pixels, None, (12, 12)))
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_many_channels_are_drawn_and_a_picture_in_colour_is_refused(channels):
+    lab = ReceptiveFieldLab(nn.Conv2d(channels, 1, 3, padding=1), torch.randint(0, 255, (2, channels, 24, 24), dtype=torch.uint8))
+    for heat in ("logarithmic", "none"): assert "Not possible" not in lab.put(heat=heat).sentence.value
+    arrive(uploader(lab), "a.png", file_of(np.random.default_rng(0).integers(0, 255, (20, 20, 3), dtype=np.uint8)))
+    assert f"Not possible:</b> the image has 3 channels, the network takes {channels}" in lab.sentence.value and len(lab.names) == 2
+    assert "Not possible" not in lab.put(image=1).sentence.value

@@ -417,9 +417,10 @@ def test_the_picture_moves_while_it_trains_and_nothing_jumps(ink):
     assert any(re.search(r"epoch 2/3, step 5/9, loss \d\.\d\d, IoU \d\.\d\d, (about .*|a few seconds) left", s[1]) for s in seen)
 
 
-def test_the_thread_leaves_matplotlibs_settings_alone(monkeypatch, ink):
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_thread_leaves_matplotlibs_settings_alone(monkeypatch, ink, tmp_path, kept):
     import matplotlib.pyplot as plt
-    lab, where = make(), []
+    lab, where = make(out=tmp_path if kept else None), []
     real = matplotlib.rc_context
     monkeypatch.setattr(matplotlib, "rc_context", lambda *a, **k: (where.append(threading.current_thread()), real(*a, **k))[1])
     update = type(matplotlib.rcParams).__setitem__
@@ -427,6 +428,11 @@ def test_the_thread_leaves_matplotlibs_settings_alone(monkeypatch, ink):
     lab.start()
     done(lab)
     assert lab.training.trouble is None and all(t is threading.main_thread() for t in where)
+    if kept:
+        assert (tmp_path / "curves.png").stat().st_size > 5000
+        lab.start()  # a finished folder, whose curves are drawn once more
+        done(lab)
+        assert all(t is threading.main_thread() for t in where)
     assert not plt.get_fignums()
 
 
@@ -491,9 +497,11 @@ def test_a_folder_is_continued_in_another_lab(tmp_path, alone):
     again.put(lr=0.02)
     again.start()
     with pytest.raises(ValueError, match="lr was 0.004"): again.wait(LONG)
-    assert "lr was 0.004" in again.sentence.value
+    assert "lr was 0.004" in again.sentence.value and "press Start anew" in again.sentence.value and "resume" not in again.sentence.value
     again.anew()
     assert done(again).training.status == "finished" and len(again.training.losses) == 6
+    again.put(lr=0.01)
+    assert f"Start anew trains with the new setting, and writes over {tmp_path}: Learning rate was 0.02 and is 0.01" in again.sentence.value
 
 
 def test_a_finished_folder_needs_no_step(tmp_path):
@@ -525,3 +533,38 @@ def test_thinning_and_pace():
 
 def test_the_loss_axis_moves_in_steps():
     assert [L._ceiling([v]) for v in (0, 1.4, 2, 7, 1e9)] == [1.5, 1.5, 3, 15, 1.5e9] and L._ceiling([]) == 1.5 and L._ceiling([float("inf"), 2]) == 3
+
+
+@pytest.mark.parametrize("settings, words", [(dict(lr=2.0), "learning rate 2.0"), (dict(lr=1e-6), "learning rate 1e-06"), (dict(seed=-3), "Seed -3"), (dict(epochs=0), "Epochs 0")])
+def test_settings_that_the_controls_do_not_have_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words): make(**settings)
+
+
+def test_a_rate_that_went_away_and_came_back_is_the_same():
+    "The slider has powers of ten in tenths, and 0.004 is none of them."
+    lab = make(lambda: At(4, lambda: lab.pause()))
+    lab.start()
+    done(lab)
+    for power in (-2.3, -2.4): lab.controls["lr"].value = 10**power
+    assert lab.state["lr"] != 0.004 and "Continue goes on" in lab.sentence.value
+    lab.start()
+    assert done(lab).training.status == "finished" and lab.training.run.recipe.lr == 0.004
+
+
+def test_a_network_with_an_error_without_words_is_said():
+    def impossible(): raise AssertionError
+    lab = make(impossible)
+    lab.start()
+    assert "Not possible:</b> AssertionError<" in lab.sentence.value
+    lab = make(lambda: At(2, lambda: {}["hidden"]))
+    lab.start()
+    with pytest.raises(KeyError): lab.wait(LONG)
+    assert "Not possible:</b> KeyError: " in lab.sentence.value
+
+
+@pytest.mark.parametrize("n, expected", [(3, [0, 1, 2]), (4, [0, 1, 2, 3]), (5, [0, 1, 3, 4]), (6, [1, 2, 3, 4]), (16, [3, 6, 9, 12])])
+def test_no_example_is_shown_twice(n, expected):
+    masks = torch.zeros(n, 1, 16, 16, dtype=torch.uint8)
+    for i in range(n): masks[i, 0, 0, :i + 1] = 1 if i < 16 else 0
+    chosen = L._examples(L._as_data((torch.zeros(n, 1, 16, 16, dtype=torch.uint8), masks), "training"))
+    assert (chosen[1].flatten(1).sum(1) - 1).tolist() == expected

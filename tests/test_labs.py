@@ -9,10 +9,12 @@ import ipywidgets as widgets
 import matplotlib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cmunext_nb import labs
 from cmunext_nb.labs import Lab, button, choice, new_figure, png, slider, switch, upload
+from cmunext_nb.train import _fused_on_cpu
 
 
 class Square(Lab):
@@ -264,3 +266,44 @@ def test_an_unknown_lab_is_answered_with_the_labs_there_are():
     with pytest.raises(AttributeError, match="BlockLab.*PredictLab"): labs.ZebraLab
     figure = new_figure(3, 2)
     assert tuple(figure.get_size_inches()) == (3, 2)
+
+
+@pytest.mark.parametrize("values", [dict(level=10), dict(level=-1), dict(level=2.5)])
+def test_a_value_that_a_control_would_change_is_refused(values):
+    lab = Square()
+    lab.put(level=4)
+    with pytest.raises(ValueError, match=f"level={values['level']} cannot be chosen: the nearest"): lab.put(kind=5, **values)
+    assert lab.state == dict(level=4, kind=0, frame=False)
+    with pytest.raises(ValueError, match="Seed -3 lies outside of 0 to 99"): slider("Seed", -3, 0, 99)
+
+
+@pytest.mark.parametrize("error, words", [(AssertionError(), "AssertionError"), (KeyError("mask"), "KeyError: 'mask'"), (RuntimeError("out of memory"), "out of memory")])
+def test_an_error_while_an_image_is_taken_is_said(error, words):
+    def take(name, pixels): raise error
+    said = []
+    arrive(upload(take, said.append), "mine.png", picture_file())
+    assert said == [words]
+
+
+def test_an_interrupt_is_no_sentence():
+    def take(name, pixels): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): arrive(upload(take, print), "mine.png", picture_file())
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_fused_step_is_another_version(kind):
+    "PyTorch does not count what a fused optimizer does, and only BatchNorm's statistics would show it."
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.GroupNorm(1, 2), torch.nn.Conv2d(2, 1, 1))
+    net(torch.rand(1, 1, 8, 8)).square().mean().backward()
+    before = labs._version(net)
+    assert labs._version(net) == before
+    fused = _fused_on_cpu(list(net.parameters()))  # from torch 2.4 on
+    kind(net.parameters(), 1e-4, fused=fused).step()
+    assert labs._version(net) != before and (labs._version(net)[1] == before[1]) == fused
+
+
+def test_versions_of_what_is_no_ordinary_network():
+    assert labs._version(lambda x: x)[1:] == (0, b"") == labs._version(torch.nn.ReLU())[1:]
+    mixed = torch.nn.Sequential(torch.nn.Linear(2, 2).double(), torch.nn.Linear(2, 2).half())
+    mixed.register_buffer("steps", torch.zeros(1, dtype=torch.long))
+    assert len(labs._version(mixed)[2]) == 4 * 4

@@ -6,14 +6,16 @@
 __all__ = ['LABS', 'new_figure', 'png', 'Panel', 'slider', 'choice', 'switch', 'button', 'upload', 'Lab']
 
 # %% ../../nbs/39_labs.ipynb #4b83f83a
-import html, importlib.util, io, sys, threading
+import html, importlib.util, io, math, sys, threading
 from contextlib import contextmanager
 
 import ipywidgets as widgets
 import numpy as np
+import torch
 from traitlets import TraitError
 from ..plot import COLORS, as_mask, as_picture, house_style
 from ..files import read_image
+from ..predict import _is_single
 
 # %% ../../nbs/39_labs.ipynb #35197c66
 _DRAWING = threading.RLock()  # matplotlib's settings belong to the whole process, and a lab may draw from a thread
@@ -56,9 +58,11 @@ def png(
 
 # %% ../../nbs/39_labs.ipynb #debfce64
 def _version(model):
-    "A number that grows when weights or running statistics change: what a lab keeps of a network that learned on is made anew."
+    "Something that is another when weights or running statistics have changed: what a lab keeps of a network that learned on is made anew."
     tensors = (*model.parameters(), *model.buffers()) if hasattr(model, "parameters") else ()
-    return id(model), sum(t._version for t in tensors)
+    with torch.no_grad(): sums = [t.sum(dtype=torch.float32) for t in tensors if t.is_floating_point()]
+    content = torch.stack([s.to(sums[0].device) for s in sums]).cpu().numpy().tobytes() if sums else b""  # bytes: NaN equals itself
+    return id(model), sum(t._version for t in tensors), content
 
 # %% ../../nbs/39_labs.ipynb #f90de637
 class Panel:
@@ -121,6 +125,7 @@ def slider(
     **options, # further options of the widget, `readout_format=".2f"` for one
 ):
     "A slider over whole numbers where `value` is an int, else over floats."
+    if not low <= value <= high: raise ValueError(f"{label} {value} lies outside of {low} to {high}: choose a value within.")
     whole = isinstance(value, int) and isinstance(step or 1, int)
     kind = widgets.IntSlider if whole else widgets.FloatSlider
     return _titled(kind(value=value, min=low, max=high, step=step or (1 if whole else (high - low) / 100), description=label,
@@ -158,6 +163,13 @@ def button(
     made.on_click(lambda _: on_click())
     return made
 
+# %% ../../nbs/39_labs.ipynb #bff2b9f0
+def _said(error):
+    "An error as a sentence: with its type where that is unexpected, or where it has no words."
+    text = str(error)
+    plain = text.strip() and isinstance(error, (ValueError, TypeError, RuntimeError, OSError, ImportError))
+    return text if plain else f"{type(error).__name__}: {text}" if text.strip() else type(error).__name__
+
 # %% ../../nbs/39_labs.ipynb #f1a21a19
 _YOURS = "your image"  # what menus and sentences call it
 
@@ -177,7 +189,7 @@ def _empty(uploader):
 # %% ../../nbs/39_labs.ipynb #392d8234
 def upload(
     on_image, # called with (name, pixels uint8 (C, H, W)) for each image that can be read
-    on_error, # called with a sentence where it cannot
+    on_error, # called with a sentence where it cannot, or where `on_image` raises
     label: str = "Open an image", # on the button
 ):
     "A button that opens an image file of the reader; its bytes stay in the kernel and out of the widget's state."
@@ -191,11 +203,24 @@ def upload(
         try:
             pixels = read_image(file)
             made.before()
-        except (ValueError, TypeError, OSError, ImportError) as error: return on_error(str(error))
-        on_image(got[0], pixels)
+            on_image(got[0], pixels)
+        except Exception as error: on_error(_said(error))  # nobody sees a traceback of a button
     made.before = lambda: None  # a lab puts here what has to happen before an image is shown
     made.observe(read, "value")
     return made
+
+# %% ../../nbs/39_labs.ipynb #447ed820
+def _is_one(images, masks=None):
+    "One image: a path, a PIL image, an array (H, W), (H, W, C) or (C, H, W); no tuple, and no stack (N, H, W) or row of paths."
+    shape = tuple(getattr(images, "shape", ()))
+    paired = masks is not None and len(shape) == 3 and shape[0] in (3, 4) and getattr(masks, "ndim", 3) == 3 and len(masks) == shape[0]  # three masks for three images
+    stack = paired or len(shape) == 1 or len(shape) == 3 and not {shape[0], shape[-1]} & {1, 3, 4}
+    return _is_single(images) and not isinstance(images, tuple) and not stack
+
+def _listed(images, masks):
+    "Images and true masks (or None); a single one of each as a list of one."
+    if not _is_one(images, masks): return images, masks
+    return [images], masks if masks is None or isinstance(masks, (list, tuple)) or getattr(masks, "ndim", 0) == 4 else [masks]
 
 # %% ../../nbs/39_labs.ipynb #7a1c20e5
 _FILES = """
@@ -322,14 +347,20 @@ def _only_known(self, values):
 Lab._valued, Lab._changed, Lab._only_known = _valued, _changed, _only_known
 
 # %% ../../nbs/39_labs.ipynb #9335de1f
+def _same(got, asked):
+    "Whether a control took the value: a slider cuts what lies beyond its ends, and a fraction where it has whole numbers, without a word."
+    return isinstance(got, bool) or not isinstance(got, (int, float)) or math.isclose(got, float(asked), rel_tol=1e-6, abs_tol=1e-12)
+
 def _put(self, **values):
     "Move several controls by name, and draw once."
     self._only_known(values)
     quiet, before, self._quiet = self._quiet, self.state, True
     try:
-        for name, value in values.items(): self.controls[name].value = value
+        for name, value in values.items():
+            self.controls[name].value = value
+            if not _same(self.controls[name].value, value): raise TraitError(f"the nearest that its control has is {self.controls[name].value}")
     except TraitError as error:  # the widget's own words name neither the control nor its values
-        for other in values: self.controls[other].value = before[other]
+        for other, old in before.items(): self.controls[other].value = old
         options = [o[1] if isinstance(o, tuple) else o for o in getattr(self.controls[name], "options", ())]
         raise ValueError(f"{name}={value!r} cannot be chosen: {', '.join(map(str, options)) or error}.") from None
     finally: self._quiet = quiet
@@ -353,7 +384,7 @@ def _refresh(self):
             picture, text = png(self.figure()), self.words(**self.state)
             self.show(picture)
         self.tell(text)
-    except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error: self.tell(str(error), wrong=True)
+    except Exception as error: self.tell(_said(error), wrong=True)
 
 def _tell(self, text, wrong=False):
     "Show a sentence of plain text; an error is marked with a word, not with colour alone."

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ..block import CMUNeXtBlock
 from ..conv import same_padding
 from ..files import read_image
-from . import Lab, _house, button, choice, slider, switch, upload
+from . import Lab, _house, _said, _version, button, choice, slider, switch, upload
 from ..layers import _measure_norms, as_images, find_layer, untouched
 from ..plot import COLORS, _shades, rgb
 from ..predict import _read, resize
@@ -489,12 +489,13 @@ def _use(self, pixels, grid):
 # %% ../../nbs/40_block_lab.ipynb #7f4049a0
 def _run(self, kernel, kernel_size, channels, expansion, residual):
     "The block that is asked for, and all of its steps."
-    key = (kernel, kernel_size, channels, expansion, residual)
+    version = _version(self.model) if kernel in self.blocks else None
+    key = (kernel, kernel_size, channels, expansion, residual, version)
     if self._last[0] == key: return self._last[1:]
     if kernel in self.blocks:
         block = find_layer(self.model, kernel)[1]
-        if kernel not in self._entered: self._entered[kernel] = maps_entering(self.model, kernel, self.pixels, tuple(self.grid.shape))
-        maps = self._entered[kernel]
+        if self._entered.get(kernel, (None,))[0] != version: self._entered[kernel] = version, maps_entering(self.model, kernel, self.pixels, tuple(self.grid.shape))
+        maps = self._entered[kernel][1]
     else:
         if kernel == "own" and self.own is not None: kernels = self.own[torch.arange(channels) % len(self.own)]
         else: kernels = hand_kernels(kernel, kernel_size, channels)
@@ -537,7 +538,7 @@ def _refresh(self):
     "Fit the controls to the block, and draw."
     state = self.state
     try: trace = self._run(*(state[name] for name in ("kernel", "kernel_size", "channels", "expansion", "residual")))[1]
-    except (ValueError, TypeError, RuntimeError, OSError): return Lab.refresh(self)  # which says what is wrong
+    except Exception: return Lab.refresh(self)  # which says what is wrong
     before, self._quiet = self._quiet, True
     for name, n in zip(("channel", "row", "column"), trace["sum"].shape): self.controls[name].max = n - 1
     fixed = state["kernel"] in self.blocks
@@ -554,7 +555,7 @@ def _played(self, change):
 def _opened(self, name, pixels):
     "An image of the reader has arrived."
     try: self._take(pixels)
-    except ValueError as error: return self.tell(str(error), wrong=True)
+    except Exception as error: return self.tell(_said(error), wrong=True)
     self.refresh()
 
 def _forget(self):

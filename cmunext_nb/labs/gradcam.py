@@ -11,7 +11,7 @@ import torch
 from matplotlib.patches import Rectangle
 from ..cam import CAM, METHODS, REGIONS, _gradients, _look, _raw_map, _short, deletion_curve, find_region, rank_correlation, stretch
 from ..files import read_mask
-from . import Lab, Panel, _YOURS, _house, _version, button, choice, slider, switch, upload
+from . import Lab, Panel, _YOURS, _house, _listed, _version, button, choice, slider, switch, upload
 from .receptive_field import _menu
 from ..layers import _map_sizes, as_images, deepest_layer, randomized
 from ..model import create_model
@@ -21,12 +21,13 @@ from ..predict import _picture
 from ..train import _wanted
 
 # %% ../../nbs/42_gradcam_lab.ipynb #b28e0636
-def _true_masks(masks, images, n, size):
-    "True masks as a list of bool (H, W) at the lab's size, or of None."
+def _true_masks(masks, images, n, size, classes):
+    "True masks as a list of bool (H, W) at the lab's size, or of None; of several classes the first one, which is explained."
     if masks is None: masks = getattr(images, "masks", None)
     if masks is None: return [None] * n
     if len(masks) != n: raise ValueError(f"GradCAMLab got {n} images and {len(masks)} masks: give one mask for each image, or none at all.")
-    found = [torch.from_numpy(read_mask(m) > 0)[None, None].float() for m in masks]
+    first = lambda m: m[0] if getattr(m, "ndim", 0) == 3 and len(m) == classes > 1 else m
+    found = [torch.from_numpy(read_mask(first(m)) > 0)[None, None].float() for m in masks]
     return [torch.nn.functional.interpolate(m, size=size)[0, 0].numpy() > 0.5 for m in found]
 
 # %% ../../nbs/42_gradcam_lab.ipynb #f495868a
@@ -36,18 +37,19 @@ class GradCAMLab(Lab):
 
     def __init__(self,
         model=None, # network; None: CMUNeXt-S trained on phantoms
-        images=None, # images as in `as_images`; None: six phantoms
-        masks=None, # their true masks, one each; None: those of a SegmentationData, or none
+        images=None, # images as in `as_images`; None: six phantoms. Their picture may be saved with the notebook: see `stop_saving`
+        masks=None, # their true masks, one each, of any kind that `read_mask` takes; None: those of a SegmentationData, or none
         size="trained", # side, or (height, width), to which images and masks are brought; "trained": `model.trained_size`, else 256; None keeps the images' own, which must then be equal
     ):
         if images is None: images, masks = make_phantom(6, size=256, seed=21)
+        images, masks = _listed(images, masks)
         self.model = create_model("cmunext_s", pretrained="phantom").eval() if model is None else model
         size = _wanted(self.model, size) or (256 if size == "trained" else None)
         self.pixels, x = as_images(self.model, images, size)
         n, self.shape, self._given = len(self.pixels), tuple(self.pixels.shape[-2:]), self.pixels
         self.classes = _map_sizes(self.model, x[:1])[1]
         names = list(map(str, getattr(images, "names", ())))
-        self.names, self.masks = names if len(names) == n else [f"scan {i}" for i in range(1, n + 1)], _true_masks(masks, images, n, self.shape)
+        self.names, self.masks = names if len(names) == n else [f"scan {i}" for i in range(1, n + 1)], _true_masks(masks, images, n, self.shape, self.classes)
         self.twin, self.own, self._passes, self._answers, self._curves = randomized(self.model, self.pixels[:8]), n, {}, {}, {}
         more = [upload(self._take, lambda why: self.tell(why, wrong=True)), button("Forget my image", self.forget, "trash")]
         super().__init__(self._controls(x[:1]), more)
@@ -176,8 +178,8 @@ GradCAMLab.words = _words
 # %% ../../nbs/42_gradcam_lab.ipynb #7f1c93ae
 def _take(self, name, pixels):
     "An opened image, brought to the lab's size, becomes the last entry of the menu."
-    self._forget_pixels()
     own = as_images(self.model, pixels.transpose(1, 2, 0), self.shape)[0]
+    self._forget_pixels()  # not before the new one is known to fit
     channels = max(own.shape[1], self.pixels.shape[1])
     self.pixels = torch.cat([p.expand(-1, channels, -1, -1) for p in (self.pixels, own)])
     self.names, self.masks = [*self.names, _YOURS], [*self.masks, None]

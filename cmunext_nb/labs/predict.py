@@ -6,17 +6,18 @@
 __all__ = ['PredictLab']
 
 # %% ../../nbs/44_predict_lab.ipynb #cdc26024
-import base64, io, time
+import base64, io, re, time
 from pathlib import Path
 
 import ipywidgets as widgets
 import numpy as np
-from . import Lab, Panel, _YOURS, _house, _version, button, choice, slider, switch, upload
+from . import Lab, Panel, _YOURS, _house, _listed, _said, _version, button, choice, slider, switch, upload
+from ..files import read_mask
 from ..measure import mask_measures
 from ..model import create_model
 from ..phantom import make_phantom
 from ..plot import COLORS, as_picture, outline, overlay, rgb
-from ..predict import _is_single, _members, predict
+from ..predict import _members, predict
 
 # %% ../../nbs/44_predict_lab.ipynb #3b3d94e9
 class PredictLab(Lab):
@@ -25,15 +26,15 @@ class PredictLab(Lab):
 
     def __init__(self,
         model=None, # network, or any callable that `predict` takes; None: CMUNeXt-S trained on phantoms
-        images=None, # one image, or a list of paths or arrays, a batch (N, C, H, W), a SegmentationData; a stack of 3 or 4 grey ones as `list(stack)`, since (3, H, W) is one in colour; None: six phantoms
-        masks=None, # their true masks, one each; None: those of a SegmentationData, or none
+        images=None, # one image, or a list of paths or arrays, a batch (N, C, H, W), a SegmentationData; a stack of 3 or 4 grey ones as `list(stack)`, since (3, H, W) is one in colour; None: six phantoms. Their picture may be saved with the notebook: see `stop_saving`
+        masks=None, # their true masks, one each, of any kind that `read_mask` takes; None: those of a SegmentationData, or none
         predict_size="trained", # side at which the network sees an image, as in `predict`
     ):
         if images is None: images, masks = make_phantom(6, size=256, seed=21)
         if masks is None and hasattr(images, "masks"): masks = images.masks
-        if _is_one(images, masks): images, masks = [images], masks if masks is None or isinstance(masks, (list, tuple)) else [masks]
+        images, masks = _listed(images, masks)
         self.model = create_model("cmunext_s", pretrained="phantom").eval() if model is None else model
-        self.scans, self.predict_size, self._answers, self._measured = _scans(images, masks), predict_size, {}, (None,) * 4
+        self.scans, self.predict_size, self._answers, self._measured, self._offered = _scans(images, masks), predict_size, {}, (None,) * 4, None
         controls = dict(scan=choice("Image", [(s["name"], i) for i, s in enumerate(self.scans)]), threshold=slider("Threshold", 0.5, 0.0, 1.0, 0.01),
                         mirror=switch("Average with mirror"), truth=switch("Show the true mask", True), pixel_size=_millimetres())
         self.link = widgets.HTML(layout=widgets.Layout(min_height="2em"))
@@ -42,13 +43,6 @@ class PredictLab(Lab):
         self._look_ahead()
 
 # %% ../../nbs/44_predict_lab.ipynb #81395680
-def _is_one(images, masks=None):
-    "One image: a path, a PIL image, an array (H, W), (H, W, C) or (C, H, W); no tuple, and no stack (N, H, W) or row of paths."
-    shape = tuple(getattr(images, "shape", ()))
-    paired = masks is not None and len(shape) == 3 and shape[0] in (3, 4) and getattr(masks, "ndim", 3) == 3 and len(masks) == shape[0]  # three masks for three images
-    stack = paired or len(shape) == 1 or len(shape) == 3 and not {shape[0], shape[-1]} & {1, 3, 4}
-    return _is_single(images) and not isinstance(images, tuple) and not stack
-
 def _scans(images, masks):
     "Images and true masks as a list of dicts with a name, an image and a mask or None."
     data = getattr(images, "images", images)
@@ -56,7 +50,8 @@ def _scans(images, masks):
     masks = [None] * len(data) if masks is None else masks
     if not len(data): raise ValueError("PredictLab needs at least one image; without any argument it takes phantoms.")
     if len(masks) != len(data): raise ValueError(f"PredictLab got {len(data)} images and {len(masks)} masks: give one mask for each image, or none at all.")
-    names = [str(n).rsplit("/", 1)[-1] for n in names]
+    names = [re.split(r"[/\\]", str(n))[-1] for n in names]  # of Windows too
+    masks = [m if m is None or hasattr(m, "shape") else read_mask(m) for m in masks]
     return [dict(name=n, file=n, image=i, mask=m, own=False) for n, i, m in zip(names, data, masks)]
 
 def _millimetres():
@@ -89,7 +84,7 @@ def _look_ahead(self, seconds=1.0):
     for scan in range(len(self.scans)):
         if time.perf_counter() - start > seconds: return
         try: self.result(scan)
-        except (ValueError, TypeError, RuntimeError, OSError): pass  # said when the image is chosen
+        except Exception: pass  # said when the image is chosen
 
 PredictLab.result, PredictLab._parts, PredictLab._look_ahead = _result, _parts, _look_ahead
 
@@ -188,17 +183,33 @@ def _save(self,
     return self.result().save(path)
 
 def _offer(self):
+    "What the button does: `_made`, or a sentence that says why not."
+    self.link.value, self._offered = "", self._decided()
+    try: self.link.value = self._made()
+    except Exception as error: self.tell(_said(error), wrong=True)
+
+def _made(self):
     "The mask as a PNG, made in memory: a link to it, or, while an image of the reader is open, a file that the browser saves."
     from PIL import Image
     buffer, name = io.BytesIO(), self.scans[self.state["scan"]]["file"].rsplit(".", 1)[0].replace(" ", "_")
     Image.fromarray(self.result().mask.astype(np.uint8) * 255).save(buffer, "PNG")
     made, safe = buffer.getvalue(), "".join(c for c in name if c.isalnum() or c in "-_") or "image"
-    size = f"{len(made) / 1024:.1f} KB"
+    about = f"threshold {self.state['threshold']:.2f}, {len(made) / 1024:.1f} KB"
     if self.messenger is None:
-        data = base64.b64encode(made).decode()
-        self.link.value = f'<a download="{safe}_mask.png" href="data:image/png;base64,{data}">Save {safe}_mask.png ({size})</a>'
-    else:
-        self.messenger.send(dict(file=f"{safe}_mask.png"), [made])
-        self.link.value = f'<span role="status">Your browser saves the mask ({size}).</span>'
+        return f'<a download="{safe}_mask.png" href="data:image/png;base64,{base64.b64encode(made).decode()}">Save {safe}_mask.png ({about})</a>'
+    self.messenger.send(dict(file=f"{safe}_mask.png"), [made])
+    return f'<span role="status">Your browser saves the mask ({about}).</span>'
 
-PredictLab.save, PredictLab._offer = _save, _offer
+PredictLab.save, PredictLab._offer, PredictLab._made = _save, _offer, _made
+
+# %% ../../nbs/44_predict_lab.ipynb #f73299c8
+def _decided(self):
+    "What decides the mask."
+    return *(self.state[name] for name in ("scan", "threshold", "mirror")), _version(self.model)
+
+def _refresh(self):
+    "Draw; a link to another mask goes."
+    if self.link.value and self._offered != self._decided(): self.link.value = ""
+    Lab.refresh(self)
+
+PredictLab._decided, PredictLab.refresh = _decided, _refresh

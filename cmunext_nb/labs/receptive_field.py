@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from torch.nn import functional as F
-from . import Lab, _YOURS, _house, button, choice, slider, switch, upload
+from . import Lab, _YOURS, _house, _version, button, choice, slider, switch, upload
 from ..layers import _map_sizes, as_images, find_layer, randomized
 from ..model import CMUNeXt, VARIANTS, create_model
 from ..phantom import make_phantom
@@ -82,7 +82,7 @@ def _network(self, key):
     def make():
         try: return randomized(self._built(key), first)
         except ValueError: return randomized(self._built(key), torch.cat([first, first.flip(-1)]))  # a norm over one number refuses
-    return _kept(self._nets, ("measured", key), make, 8)
+    return _kept(self._nets, ("measured", key, _version(self._built(key))), make, 8)
 
 # %% ../../nbs/41_receptive_field_lab.ipynb #d6d7bd32
 def _fields(self, key, layer, local=False):
@@ -124,7 +124,7 @@ def _effect(self, key, layer, cell, center, image):
             if "no gradient" not in str(error): raise
             return None, None  # cut off by a ReLU: the box can be seen all the same
         return erf, area_ratios(erf, _SHARES, center)
-    return _kept(self._heat, (key, layer, cell, image), make, 64)
+    return _kept(self._heat, (key, layer, cell, image, _version(self._built(key))), make, 64)
 
 _SHARES = tuple(s / 20 for s in range(1, 20)) + (0.99,)
 
@@ -143,13 +143,14 @@ def _numbers(look, scale):
 
 def _panel(self, figure, place, look, image, scale):
     "The image with heat and box, a title above and numbers below."
-    ax, (x, y, w, h) = figure.add_axes(place), place
-    if look.erf is None: show_field(look.field, self.pixels[image], ax, "accent2", "", 0.14)
+    ax, (x, y, w, h), pixels = figure.add_axes(place), place, self.pixels[image]
+    if len(pixels) not in (1, 3): pixels = pixels.float().mean(0, keepdim=True).byte()  # no picture in colour
+    if look.erf is None: show_field(look.field, pixels, ax, "accent2", "", 0.14)
     else:
         m = F.interpolate(look.erf[None, None], [min(s, 64) for s in look.erf.shape], mode="area")[0, 0]  # means: single pixels are noise
         m, limits = m / m.max(), (0, 1)
         if scale == "logarithmic": m, limits = m.clamp(min=1e-5).log10(), (-4, 0)
-        draw_heat(self.pixels[image], m, ax, None, 0.7, limits)
+        draw_heat(pixels, m, ax, None, 0.7, limits)
         show_field(look.field, None, ax, "fn", "", 0.14)
     for color, width in (("black", 3), ("white", 1.2)): ax.plot(*look.place[::-1], "+", ms=8, mew=width, color=color)
     figure.text(x, y + h + 0.02, _name(self, look), fontsize=9, fontweight="bold")

@@ -6,14 +6,14 @@
 __all__ = ['Training', 'progress_line', 'TrainingLab']
 
 # %% ../../nbs/43_training_lab.ipynb #a0ed821a
-import atexit, copy, functools, html, io, queue, sys, threading, time
+import atexit, copy, functools, html, io, math, queue, sys, threading, time
 from types import SimpleNamespace
 
 import ipywidgets as widgets
 import numpy as np
 import torch
 from ..augment import augmentations
-from . import Lab, button, choice, new_figure, slider
+from . import Lab, _said, button, choice, new_figure, slider
 from ..model import create_model, list_models
 from ..phantom import make_phantom
 from ..plot import COLORS, house_style, overlay, overlay_legend
@@ -194,7 +194,9 @@ def _examples(data, n=4):
     area = data.masks.flatten(1).float().mean(1)
     order = area.argsort(stable=True)
     order = order[(area[order] > 0).nonzero()[:, 0]] if (area > 0).sum() >= n else order
-    chosen = order[torch.linspace(0, len(order) - 1, min(n, len(order)) + 2)[1:-1].round().long()] if len(order) > n else order
+    last = len(order) - 1
+    places = torch.linspace(0, last, n + 2)[1:-1] if last > n else torch.linspace(0, last, min(n, last + 1))  # of few also the ends, and none twice
+    chosen = order[places.round().long()]
     return data.images[chosen], data.masks[chosen]
 
 # %% ../../nbs/43_training_lab.ipynb #b24f3e35
@@ -364,6 +366,7 @@ def _fitting(name, data):
 def _controls(self, epochs):
     "The controls, by name."
     recipe = get_recipe(self.recipe_name, **self.settings)
+    if not 1e-5 <= recipe.lr <= 1: raise ValueError(f"The learning rate {recipe.lr} lies outside of what the lab's slider has: give 0.00001 to 1, or use `fit`.")
     rate = widgets.FloatLogSlider(value=recipe.lr, base=10, min=-5, max=0, step=0.1, description="Learning rate", readout_format=".5f", continuous_update=False,
                                   style={"description_width": "112px"}, layout=widgets.Layout(width="330px"))
     rate.set_trait("tooltip" if rate.has_trait("tooltip") else "description_tooltip", rate.description)
@@ -400,7 +403,6 @@ TrainingLab.put = _lab_put
 
 # %% ../../nbs/43_training_lab.ipynb #c2309e18
 _BUTTONS = (("start", "Start", "play"), ("pause", "Pause", "pause"), ("stop", "Stop", "stop"), ("anew", "Start anew", "refresh"))
-_SHOWN = (ValueError, TypeError, RuntimeError, OSError)  # what becomes a sentence instead of a traceback nobody sees
 
 def _lab_start(self):
     "Begin with the settings of the controls, or go on after a pause. Returns at once."
@@ -427,7 +429,7 @@ def _begin(self, resume):
             torch.default_generator.manual_seed(state["seed"])
             network = self.networks[state["variant"]]()
         new = Training(network, *self.data, self._watch, recipe=self._recipe(state), seed=state["seed"], device=self.device, out=self.out, resume=resume)
-    except _SHOWN as error: return self.tell(str(error), wrong=True)
+    except Exception as error: return self.tell(_said(error), wrong=True)
     new.shown, self.previous = state, self.training if self.training and self.training.history.rows else self.previous
     self.training, self._pictures = new, _overlays(self.examples)
     self._pace.due = self._line_pace.due = 0.0
@@ -541,13 +543,17 @@ def _styled(self, action):
         house_style()
         return action()
 
+def _in_the_lab(error):
+    "An error as a sentence; what `fit` advises, in the words of the buttons."
+    return _said(error).replace("use resume=False to start anew there", "press Start anew, which writes over it").replace("Use resume=False to start anew", "Start anew writes over it")
+
 def _lab_refresh(self):
     "Draw the present state and say what it is; an error becomes the sentence."
     try:
         self._draw_now()
         failed = self.training and self.training.status == "failed" and not self._differences()
-        self.tell(str(self.training.error) if failed else self.words(**self.state), wrong=bool(failed))
-    except _SHOWN as error: self.tell(str(error), wrong=True)
+        self.tell(_in_the_lab(self.training.error) if failed else self.words(**self.state), wrong=bool(failed))
+    except Exception as error: self.tell(_said(error), wrong=True)
 
 TrainingLab.draw, TrainingLab._styled, TrainingLab.refresh = _lab_draw, _styled, _lab_refresh
 
@@ -559,6 +565,7 @@ def _differences(self):
     if not self.training: return ""
     now, said = self.state, []
     for name, old in self.training.shown.items():
+        if isinstance(old, float) and math.isclose(now[name], old, rel_tol=0.02): continue  # a slider moved there and back
         if now[name] != old: said.append(f"{self.controls[name].description} was {old:.3g} and is {now[name]:.3g}" if isinstance(old, float) else
                                          f"{self.controls[name].description} was {old} and is {now[name]}")
     return "; ".join(said)
@@ -580,7 +587,7 @@ def _lab_words(self, **state):
     best = t.history.best
     scored = f" The best IoU was {best['iou']:.2f} after epoch {best['epoch']}." if "iou" in best else ""
     return (f"{status.capitalize()}: {progress_line(t)}.{scored} lab.model predicts, lab.save(path) keeps it."
-            + (f" Start trains anew: {changed}." if changed else ""))
+            + (f" Start anew trains with the new setting, and writes over {self.out}: {changed}." if changed and self.out else f" Start trains anew: {changed}." if changed else ""))
 
 TrainingLab.words = _lab_words
 
