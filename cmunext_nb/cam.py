@@ -164,9 +164,10 @@ def _pass(model, x, layers, channel=0):
     with torch.enable_grad(): return logits[:, channel:channel + 1].float(), seen
 
 def _look(model, x, layers, shape, channel=0):
-    "The same with the logits as (H, W), at the image's size `shape`."
+    "At the image's size `shape`: the logits (H, W) with their graph, and the probability as `predict` has it; and what the layers gave."
     logits, seen = _pass(model, x, layers, channel)
-    with torch.enable_grad(): return resize(logits, shape)[0, 0], seen
+    probability = resize(logits.detach().sigmoid(), shape)[0, 0].cpu().numpy()  # the sigmoid first
+    with torch.enable_grad(): return resize(logits, shape)[0, 0], probability, seen
 
 # %% ../nbs/21_gradcam.ipynb #4f0566e7
 def _gradients(logits, region, seen, layers):
@@ -258,9 +259,7 @@ def seg_cam(
         size = _target(pixels, "the image", size, getattr(_core(model), "trained_size", None))
         x = as_images(model, pixels, size)[1]
     name = find_layer(model, deepest_layer(model, x) if layer is None else layer)[0]
-    logits, seen = _pass(model, x, [name], channel)
-    probability = resize(logits.detach().sigmoid(), pixels.shape[-2:])[0, 0].cpu().numpy()  # as `predict`: the target below takes logits
-    with torch.enable_grad(): logits = resize(logits, pixels.shape[-2:])[0, 0]
+    logits, probability, seen = _look(model, x, [name], pixels.shape[-2:], channel)
     where, question = find_region(region, probability, mask, threshold)
     raw = _raw_map(method, model, x, name, *_gradients(logits, where, seen, [name])[name], where, channel)
     return CAM(stretch(raw, where.shape).numpy(), raw.numpy(), where, name, method, pixels[0].numpy(), probability, question, channel, size)

@@ -48,7 +48,7 @@ def trained(
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 def _runs(row):
-    "How many runs a score is the mean of, in brackets, where it is more than one: on each split, or on most and on fewest."
+    "The number of runs averaged on each split, as ` (3)`, or ` (1 to 2)` where splits differ; nothing for one."
     most, fewest = max(row["runs_each"]), min(row["runs_each"])
     return "" if most == 1 else f" ({most})" if most == fewest else f" ({fewest} to {most})"
 
@@ -88,7 +88,7 @@ def comparison_table(
         for schedule, found in schedules.items():
             row[f"IoU / F1: {schedule}"] = f"{found[name]['best_iou']:.2f} / {found[name]['best_f1']:.2f}{_runs(found[name])}" if name in found else "-"
         rows.append({**row, "paper's IoU / F1": f"{paper['iou'][data]:.2f} / {paper['f1'][data]:.2f}"})
-    return ComparisonTable(rows, f"{data}. Counted and timed here: {costs['method']}. IoU and F1 in percent by the paper's protocol (best epoch on the validation images), in brackets how many runs on a split they are the mean of, where it is more than one. "
+    return ComparisonTable(rows, f"{data}. Counted and timed here: {costs['method']}. IoU and F1 in percent by the paper's protocol (best epoch on the validation images), in brackets the number of runs averaged on each split, where there is more than one. "
                                  "The paper: mean of three splits, 300 epochs, 256 px.")
 
 # %% ../nbs/51_comparison.ipynb #ddb37abc
@@ -198,7 +198,7 @@ def show_training(
 ): # matplotlib Figure
     "The paper's Figure 4: a score over the epochs, a line a network; a band from the lowest to the highest seed where there are several."
     figure, ((ax,),) = _axes(1, 1, SIZES["wide"])
-    if not curves or not all(curves.values()): raise ValueError(f"no runs to draw{''.join(f' of {name!r}' for name, runs in curves.items() if not runs)}: give one list of rows, or one curve, for each run")
+    if not curves or not all(runs and all(runs) for runs in curves.values()): raise ValueError(f"no runs to draw{''.join(f' of {name!r}' for name, runs in curves.items() if not (runs and all(runs)))}: give one list of rows, or one curve, for each run")
     roles = ("accent1", "accent2", "accent3", "accent4", "muted", "ink")
     for i, (name, runs) in enumerate(curves.items()):
         color, dashes = roles[i % len(roles)], ("-", "--", ":")[i // len(roles) % 3]

@@ -220,10 +220,10 @@ def split_names(
 def _split_files(root):
     "Splits written as lists, one name a line: `splits/train1.txt` and `val1.txt`, or `train.txt` and `valid.txt`; {} where there are none."
     splits = {}
-    beside = (p for p in Path(root).glob("train*.txt") if re.fullmatch(r"train[0-9]*\.txt", p.name))  # "training notes.txt" is no list
+    partner = lambda train: next((p for n in ("val", "valid") if (p := train.with_name(n + train.name[len("train"):])).is_file()), None)
+    beside = (p for p in Path(root).glob("train*.txt") if re.fullmatch(r"train[0-9]*\.txt", p.name) or partner(p))  # "training notes.txt" is no list
     for train in sorted([*Path(root, "splits").glob("train*.txt"), *beside]):
-        end = train.name[len("train"):]
-        valid = next((p for n in ("val", "valid") if (p := train.with_name(n + end)).is_file()), None)
+        end, valid = train.name[len("train"):], partner(train)
         if valid is None: raise FileNotFoundError(f"{train} has no partner: write the other names into {train.with_name('val' + end)}.")
         parts = [[line.strip() for line in p.read_text(encoding="utf-8").splitlines() if line.strip()] for p in (train, valid)]
         for p, lines in zip((train, valid), parts):

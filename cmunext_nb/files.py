@@ -21,10 +21,10 @@ def _to_uint8(pixels, name, bits=None):
     if pixels.dtype == bool: return pixels.astype(np.uint8) * 255
     if not np.isfinite(pixels).all(): raise ValueError(f"{name} holds NaN or infinite values. Replace them before reading.")
     low, high = pixels.min(), pixels.max()
-    if low < 0: raise ValueError(f"{name} holds negative values (down to {low:g}). Give grey values 0..255, or floats 0..1.")
+    if low < (-0.5 if high <= 1.5 and pixels.dtype.kind == "f" else 0): raise ValueError(f"{name} holds negative values (down to {low:g}). Give grey values 0..255, or floats 0..1.")
     if np.issubdtype(pixels.dtype, np.floating):
         if high > 255: raise ValueError(f"{name} holds floats up to {high:g}. Give floats 0..1, or grey values 0..255.")
-        return np.round(pixels.clip(0, 1) * 255 if high <= 1.5 else pixels).astype(np.uint8)  # a resize may overshoot 1
+        return np.round(pixels.clip(0, 1) * 255 if high <= 1.5 else pixels).astype(np.uint8)  # a resize may overshoot 0 and 1
     needed = int(high).bit_length()
     bits = bits or max(8, (needed + 1) // 2 * 2)
     if not 8 <= bits <= 64 or needed > bits: raise ValueError(f"{name} holds values up to {high}, which are no grey values of {bits} bits a pixel. Give bits from {max(8, needed)} to 64, or None.")
@@ -92,6 +92,13 @@ def read_image(
     pixels, _, _ = _pixels(source, bits)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(np.moveaxis(pixels, 2, 0))
 
+# %% ../nbs/08_files.ipynb #3fb7ea48
+def _soft_edge(pixels, low, high):
+    "Do nearly all grey pixels (H, W) lie between both levels, with either of them at most two pixels away?"
+    most = lambda x: torch.nn.functional.max_pool2d(torch.from_numpy(x).float()[None], 5, 1, 2)[0].numpy()
+    near = (most(pixels) == high) & (most(255 - pixels) == 255 - low)
+    return near[(pixels > low) & (pixels < high)].mean() > 0.95
+
 # %% ../nbs/08_files.ipynb #fac96be0
 def _binary(pixels, name, lossy):
     "Grey pixels (H, W) of a mask as 0/1; `ValueError` where they show more than two clear levels. `lossy` names a format that mixes levels, or is None."
@@ -100,8 +107,7 @@ def _binary(pixels, name, lossy):
     low, high = int(levels[0]), int(levels[-1])
     remedy = "A mask has two levels, background and lesion; save each class as a mask of its own."
     if lossy and 0 < high < 32: raise ValueError(f"Mask {name} is a JPEG with values up to {high} only. Save it as PNG.")
-    between = counts[levels[1:-1]]
-    if 2 < len(levels) <= 8 and not lossy and (high < 32 or between.max() > max(16, 0.005 * pixels.size)):  # rarer ones are a soft edge
+    if 2 < len(levels) <= 8 and not lossy and (high < 32 or not _soft_edge(pixels, low, high)):
         raise ValueError(f"Mask {name} has {len(levels)} levels ({levels.tolist()}). {remedy}")
     if lossy and low < high:  # JPEG rings around an edge: the two levels are the commonest values, not the extreme ones
         half = (low + high) // 2

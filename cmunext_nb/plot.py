@@ -244,7 +244,7 @@ def _number(x, digits):
 # %% ../nbs/09_plot.ipynb #e063b2b9
 def heat(
     image, # anything that `as_picture` takes
-    map, # (H, W) or (1, H, W) numbers
+    map, # (H, W), (1, H, W) or (H, W, 1) numbers
     ax=None, # matplotlib axes; a new square figure without it
     label="", # beside the colour bar: what the numbers are; None for no bar
     alpha=0.55, # weight of the map
@@ -253,6 +253,7 @@ def heat(
     "Lay a map of numbers over an image in a perceptually even palette, with its colour bar."
     import matplotlib.pyplot as plt
     m = np.asarray(map.detach().cpu().double() if hasattr(map, "detach") else map, dtype=float)
+    if m.ndim == 3 and m.shape[-1] == 1 < m.shape[0]: m = m[..., 0]
     if m.ndim < 2 or m.size != m.shape[-2] * m.shape[-1]: raise ValueError(f"heat draws a map (H, W) or (1, H, W), not shape {m.shape}")
     m, (h, w) = m.reshape(m.shape[-2:]), as_picture(image).shape[:2]
     ax, known = show_image(image, ax or plt.subplots(figsize=SIZES["square"])[1]), m[np.isfinite(m)]

@@ -82,7 +82,7 @@ def load_packed(
     return parts
 
 # %% ../nbs/49_reproduce.ipynb #bf8687a5
-def _plain(changes):
+def _as_line(changes):
     "As a file of lines gives it back: fields in order, lists for tuples, a dict for an augmentation."
     return json.loads(json.dumps(changes, sort_keys=True, default=asdict))
 
@@ -91,7 +91,7 @@ def changed_fields(
 ) -> list: # of str
     "Changed fields as words: ema=0.9, augment.scale=0.6."
     flat = {}
-    for k, v in _plain(changes or {}).items(): flat.update({f"{k}.{field}": value for field, value in v.items()} if isinstance(v, dict) else {k: v})
+    for k, v in _as_line(changes or {}).items(): flat.update({f"{k}.{field}": value for field, value in v.items()} if isinstance(v, dict) else {k: v})
     return [f"{k}={v}" for k, v in flat.items()]
 
 # %% ../nbs/49_reproduce.ipynb #71157d20
@@ -114,9 +114,9 @@ def run_name(
 def _differences(recipe):
     "The fields in which a recipe differs from the named one, or from that of the defaults; of an augmentation those in which it differs."
     named = recipes.get(recipe.name, Recipe())
-    own, mine = _plain(named), _plain(recipe)
+    own, mine = _as_line(named), _as_line(recipe)
     if isinstance(mine["augment"], dict):
-        theirs = _plain(_changed(named.augment, {}))
+        theirs = _as_line(_changed(named.augment, {}))
         mine["augment"] = {k: v for k, v in mine["augment"].items() if v != theirs[k]} or own["augment"]
     return {k: v for k, v in mine.items() if k not in ("name", "epochs") and v != own[k]}
 
@@ -250,7 +250,7 @@ def summarise(
     for r in results: groups.setdefault((r["data"], r["recipe"], tuple(changed_fields(r["changes"])), r["epochs"], r["size"], r["model"]), []).append(r)
     for (data, recipe, _, epochs, size, model), runs in groups.items():
         scores = {f"{p}_{m}": _mean_over(runs, p, m) for p in ("best", "last", "last_clean", *(f"last_{tta}" for tta in _AVERAGES)) for m in ("iou", "f1")}
-        rows.append(dict(data=data, recipe=recipe, changes=_plain(runs[0]["changes"]), epochs=epochs, size=size, model=model, parameters=runs[0]["parameters"],
+        rows.append(dict(data=data, recipe=recipe, changes=_as_line(runs[0]["changes"]), epochs=epochs, size=size, model=model, parameters=runs[0]["parameters"],
                          splits=sorted({r["split"] for r in runs}), seeds=sorted({r["seed"] for r in runs}),
                          runs_each=[sum(r["split"] == s for r in runs) for s in sorted({r["split"] for r in runs})], spread=_spread_over(runs, "best", "iou"),
                          minutes=statistics.mean(r["minutes"] for r in runs), hardware=sorted({r["hardware"] for r in runs}), **scores))

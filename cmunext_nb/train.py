@@ -700,9 +700,11 @@ def _about(run):
                 training_set=data(run.train), validation_set=data(run.valid))
 
 # %% ../nbs/15_train.ipynb #208fe3da
-def _restore_optimizer(run, saved):
+def _restore_optimizer(run, saved, where):
     "The optimizer's memory, whatever device it was written on: how it computes stays a matter of this one."
-    own = ("lr", "fused", "capturable", "foreach")
+    own, sizes = ("lr", "fused", "capturable", "foreach"), lambda groups: [len(g["params"]) for g in groups]
+    if sizes(saved["param_groups"]) != sizes(run.optimizer.param_groups):
+        raise ValueError(f"{where} belongs to an optimizer that groups this network's weights otherwise (an earlier version of this package?). Use resume=False to start anew, or another out folder")
     groups = [{**theirs, **{k: ours[k] for k in own if k in ours}} for theirs, ours in zip(saved["param_groups"], run.optimizer.param_groups)]
     run.optimizer.load_state_dict(dict(saved, param_groups=groups))
 
@@ -714,7 +716,7 @@ def _restore(run, state, where):
     if differs: raise ValueError(f"{where} belongs to another training: {'; '.join(differs)}. "
                                  "Go on with the old setting, or use resume=False to start anew there, or another out folder")
     run.model.load_state_dict(state["model"])
-    _restore_optimizer(run, state["optimizer"])
+    _restore_optimizer(run, state["optimizer"], where)
     if run.average: run.average.model.load_state_dict(state["average"])
     if run.scaler and state["scaler"]: run.scaler.load_state_dict(state["scaler"])
     run.epoch, run.step, run.loss_sum, run.images_seen = (state[k] for k in ("epoch", "step", "loss_sum", "images_seen"))

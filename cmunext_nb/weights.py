@@ -121,12 +121,12 @@ def _unwrapped(model):
 def _classes(config):
     "The classes that a `config` names, and the usual ones of CMUNeXt for the others: argument -> name, without addresses in memory."
     usual = {k: _plain(p.default) for k, p in inspect.signature(CMUNeXt).parameters.items()}
-    found = {k: v for k, v in {**usual, **_plain(config.get("overrides", {}))}.items() if str(v).startswith("code:")}
+    found = {k: v for k, v in {**usual, **_plain(config.get("overrides") or {})}.items() if str(v).startswith("code:")}
     return {k: re.sub(r" at 0x[0-9a-f]+", "", v[5:]) for k, v in found.items()}
 
 def _other_function(theirs, ours):
-    "How the classes of two configs differ, as one phrase; empty where they do not, or where one of them is None and says nothing."
-    if theirs is None or ours is None: return ""
+    "How the classes of two configs differ, as one phrase; empty where they do not, or where one of them is no config of this package."
+    if not (isinstance(theirs, dict) and isinstance(ours, dict)): return ""
     a, b = _classes(theirs), _classes(ours)
     return "; ".join(f"{k} is {a.get(k, 'none')} there and {b.get(k, 'none')} here" for k in sorted({*a, *b}) if a.get(k) != b.get(k))
 
@@ -134,6 +134,7 @@ def _other_function(theirs, ours):
 def load_upstream(
     model: torch.nn.Module, # CMUNeXt of the same dims, depths and kernel sizes
     source, # a state dict, or the path of a .pth, .pt, .npz or .safetensors file with upstream's names
+    strict: bool = True, # False: also into a network with another activation, norm, block, fusion or stage, where the tensors fit
 ) -> torch.nn.Module: # the same model, with `preprocess="upstream"` and no `trained_size`
     "Upstream's weights into `model`, strictly: every tensor must fit. Otherwise a `ValueError` says what does not, and the model is unchanged."
     given, model = model, _unwrapped(model)
@@ -143,8 +144,9 @@ def load_upstream(
     problem = _compare({names[k]: v for k, v in model.state_dict().items()}, state)
     if problem: raise ValueError(f"{what} does not fit this network: {problem}. Build the variant that it was trained as, "
                                  "with the same in_channels and num_classes; for a file written by save_weights use load_weights.")
-    other = _other_function({}, getattr(model, "config", None))
-    if other: raise ValueError(f"{what} fits this network's tensors, but upstream's network computes something else: {other}. Build it with the usual classes.")
+    other = strict and _other_function({}, getattr(model, "config", None))
+    if other: raise ValueError(f"{what} fits this network's tensors, but upstream's network computes something else: {other}. "
+                               "Build it with the usual classes; strict=False loads the weights all the same, for a training to go on from.")
     model.load_state_dict({k: state[v] for k, v in names.items()})
     model.preprocess, model.trained_size = "upstream", None  # their files do not say the size
     return given
@@ -308,7 +310,7 @@ def load_weights(
                                  "build that network, or call load_weights without one.")
     other = strict and _other_function(about["config"], getattr(model, "config", None))
     if other: raise ValueError(f"{path} fits this network's tensors, but was saved from one that computes something else: {other}. "
-                               "Build the network as it was; strict=False loads the weights all the same, for a training to go on from.")
+                               "Build the network as it was; load_weights(path, model, strict=False) loads them all the same, for a training to go on from.")
     model.load_state_dict(state)
     model.preprocess, size = about["preprocess"], about.get("trained_size")
     model.trained_size = tuple(size) if size else None

@@ -106,6 +106,12 @@ def test_notes_are_no_list(tmp_path):
     assert [len(part) for part in load_dataset("folder", root=tmp_path, size=16)] == [7, 3]
 
 
+def test_lists_with_a_partner_are_lists_whatever_their_name(tmp_path):
+    folder_of(tmp_path)
+    (tmp_path / "train_a.txt").write_text("a\nb\n"); (tmp_path / "val_a.txt").write_text("c\n")
+    assert [part.names for part in load_dataset("folder", root=tmp_path, split="_a", size=16)] == [["a", "b"], ["c"]]
+
+
 def test_bad_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"): load_dataset("folder", root=tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="No images"): load_dataset("folder", root=tmp_path)

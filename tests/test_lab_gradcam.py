@@ -12,6 +12,7 @@ from cmunext_nb.data import load_dataset
 from cmunext_nb.labs import GradCAMLab, new_figure, png
 from cmunext_nb.model import create_model
 from cmunext_nb.phantom import make_phantom
+from cmunext_nb.predict import predict
 from test_labs import alive, arrive, every, leaks, uploader
 
 
@@ -170,6 +171,16 @@ def test_shows_a_network_what_it_was_trained_on(scans):
     small.trained_size = (64, 64)
     assert GradCAMLab(small, *scans).pixels.shape[-2:] == (64, 64) and GradCAMLab(small, *scans, size=96).pixels.shape[-2:] == (96, 96)
     with pytest.raises(ValueError, match="expected 'trained'"): GradCAMLab(small, *scans, size="train")
+
+
+def test_its_region_is_the_mask_of_predict(scans):
+    "Also where the network gives one logit for 4 x 4 pixels: the sigmoid comes before the enlarging."
+    torch.manual_seed(2)
+    net = nn.Sequential(nn.Conv2d(1, 8, 5, stride=4, padding=2), nn.ReLU(), nn.Conv2d(8, 1, 1)).eval()
+    images = scans[0][:, :1]
+    with torch.no_grad(): net[2].bias -= net(images[:1] / 255).median()
+    lab, drawn = GradCAMLab(net, images, size=None).put(layer="2"), predict(net, images[0], size=None)
+    assert 0 < drawn.mask.mean() < 1 and np.array_equal(lab.maps(**lab.state)[0].region, drawn.mask > 0)
 
 
 @pytest.mark.parametrize("call, word", [(lambda m, s: GradCAMLab(m, s[0], s[1][:2]), "3 images and 2 masks"), (lambda m, s: GradCAMLab(m, []), "no image"),

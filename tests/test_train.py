@@ -742,3 +742,13 @@ def test_looks_take_no_time_of_the_training(tmp_path, timed):
     rows = [json.loads(text) for text in path.read_text().splitlines()]
     assert [r["epoch"] for r in rows] == [2, 3] and clocks == [False, True, True]  # every second epoch, and the last
     assert rows[-1]["iou"] == pytest.approx(100 * evaluate(TTAWrapper(model, "zoom"), valid)["iou"], abs=0.01) and rows[0]["trained"] < rows[1]["trained"]
+
+
+def test_a_state_of_other_groups_of_weights_says_so(tmp_path):
+    "As one of a version that left other kernels to AdamW."
+    fit(tiny(), blobs(), None, "muon", epochs=2, batch_size=2, out=tmp_path, device="cpu", progress=False, on_epoch=lambda run: False)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    state["optimizer"]["param_groups"][0]["params"].pop()
+    torch.save(state, tmp_path / "state.pt")
+    with pytest.raises(ValueError, match="state.pt belongs to an optimizer that groups.*resume=False"):
+        fit(tiny(), blobs(), None, "muon", epochs=2, batch_size=2, out=tmp_path, device="cpu", progress=False)

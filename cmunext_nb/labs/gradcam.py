@@ -87,10 +87,10 @@ def _looks(self, scan):
 
 def _explain(self, model, look, scan, layer, method, where, question):
     "The map of one network, as a `CAM`."
-    logits, seen = look
+    logits, probability, seen = look
     a, g = _gradients(logits, where, seen, [layer])[layer]
     raw = _raw_map(method, model, as_images(model, self.pixels[scan])[1], layer, a, g, where)
-    return CAM(stretch(raw, self.shape).numpy(), raw.numpy(), where, layer, method, self.pixels[scan].numpy(), logits.detach().sigmoid().cpu().numpy(), question)
+    return CAM(stretch(raw, self.shape).numpy(), raw.numpy(), where, layer, method, self.pixels[scan].numpy(), probability, question)
 
 # %% ../../nbs/42_gradcam_lab.ipynb #11e8e7ef
 _HERE = "Choose another region, a single pixel by its row and column, or another image."
@@ -109,8 +109,7 @@ def _both(self, scan, layer, method, region, row, column, **_):
     "The network's map and its twin's, for the same pixels."
     def make():
         looks = self._looks(scan)
-        probability = looks[0][0].detach().sigmoid().cpu().numpy()
-        where, question = _asked((row, column) if region == "pixel" else region, probability, self.masks[scan])
+        where, question = _asked((row, column) if region == "pixel" else region, looks[0][1], self.masks[scan])
         return tuple(self._explain(m, look, scan, layer, method, where, question) for m, look in zip((self.model, self.twin), looks))
     place = (row, column) if region == "pixel" else None  # the sliders matter for a pixel alone
     return _recent(self._answers, (_version(self.model), scan, layer, method, region, place), make, 24)
