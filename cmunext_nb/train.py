@@ -714,7 +714,7 @@ def _restore(run, state, where):
     if isinstance(old["recipe.augment"], dict): old["recipe.augment"] = {**asdict(Augment()), **old["recipe.augment"]}
     differs = [f"{k} was {old.get(k)!r} and is now {v!r}" for k, v in run.about.items() if old.get(k) != v]
     if differs: raise ValueError(f"{where} belongs to another training: {'; '.join(differs)}. "
-                                 "Go on with the old setting, or use resume=False to start anew there, or another out folder")
+                                 "Go on with the old setting, choose another out folder, or use resume=False to start anew there")
     run.model.load_state_dict(state["model"])
     _restore_optimizer(run, state["optimizer"], where)
     if run.average: run.average.model.load_state_dict(state["average"])

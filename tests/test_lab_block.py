@@ -184,7 +184,7 @@ def test_small_images_stay_as_they_are(net, shape):
     lab = BlockLab(image, model=net, kernel_size=9)
     assert lab.grid.shape == shape and np.abs(lab.grid.numpy() - image).max() < 1 / 255
     assert (lab.controls["row"].max, lab.controls["column"].max) == (shape[0] - 1, shape[1] - 1)
-    with pytest.raises(ValueError, match=f"row=99 cannot be chosen: the nearest .* {shape[0] - 1}"): lab.put(row=99, column=99)
+    with pytest.raises(ValueError, match=f"row=99 cannot be chosen: its control would take {shape[0] - 1}"): lab.put(row=99, column=99)
     lab.put(row=shape[0] - 1, column=shape[1] - 1)
     assert (lab.state["row"], lab.state["column"]) == (shape[0] - 1, shape[1] - 1)
     for kernel in ("encoder.1.blocks.0", "edge"):
@@ -288,6 +288,9 @@ def test_an_uploaded_image_is_taken_and_leaves_the_widget(lab):
     assert "Not possible" not in said(lab)
     lab.forget()
     assert lab.put(row=row).picture.value == lab.shown == before and set(alive()) == there
+    lab.stop_saving()
+    lab.forget()
+    assert lab.picture.value == b"" and lab.shown == before and not leaks(others)
 
 
 def test_a_smaller_upload_keeps_the_place_every(lab):
@@ -303,6 +306,22 @@ def test_a_channel_beyond_the_slider_is_reached(net):
     name, block = lab.blocks[-1], net.get_submodule(lab.blocks[-1])
     last = block.mix_space.conv.out_channels - 1
     assert lab.put(channel=last, kernel=name) is lab and lab.state["channel"] == last and f"channel {last}" in lab.sentence.value
+
+
+@pytest.mark.parametrize("values", [dict(kernel_size=3, channels=8, row=999), dict(channels=16, channel=16), dict(kernel="encoder.0.blocks.0", row=16, column=15), dict(row=12)])
+def test_a_refused_change_leaves_nothing_of_itself(lab, values):
+    lab.put(channels=8, channel=7, row=11, column=11)
+    before, picture, words, ends = lab.state, lab.picture.value, said(lab), [lab.controls[name].max for name in ("channel", "row", "column")]
+    with pytest.raises(ValueError, match="cannot be chosen: its control would take"): lab.put(**values)
+    assert lab.state == before and lab.picture.value == picture and said(lab) == words
+    assert [lab.controls[name].max for name in ("channel", "row", "column")] == ends and lab.play.value == 11 * 12 + 11
+
+
+def test_a_refused_change_finds_the_way_back_to_a_larger_block(lab):
+    lab.put(kernel="encoder.0.blocks.0", row=15, channel=3, column=15)
+    before = lab.state
+    with pytest.raises(ValueError, match="row=99"): lab.put(kernel="edge", channels=2, row=99)
+    assert lab.state == before
 
 
 @pytest.mark.parametrize("kind", ["edge", "blur", "spot"])

@@ -99,6 +99,9 @@ def test_an_own_image_comes_in_and_is_forgotten(lab):
     lab.put(region="predicted")
     assert len(lab.names) == len(lab.pixels) == 3 and lab.picture.value == first
     assert {kind for kind, _ in leaks(others)} == {"Image"} and set(alive()) == there
+    lab.stop_saving()
+    lab.forget()
+    assert lab.picture.value == b"" and lab.shown == first and not leaks(others)
 
 
 def test_a_network_that_learned_on_is_asked_anew(scans):

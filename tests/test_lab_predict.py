@@ -244,6 +244,10 @@ def test_given_images_can_be_kept_out_of_the_notebook(scans):
     sent = sent_by(lab)
     offer(lab)
     assert not leaks(before) and sent
+    messenger = lab.messenger
+    lab.forget()
+    offer(lab)
+    assert not leaks(before) and lab.picture.value == b"" and lab.shown == png(lab.figure()) and lab.messenger is messenger
 
 
 def test_the_names_of_files_without_their_folders():

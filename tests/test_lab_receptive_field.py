@@ -226,6 +226,9 @@ def test_an_opened_image_is_shown_and_forgotten(lab):
     assert lab.state["image"] == 0 and len(lab.pixels) == 3 and lab.picture.value == before and set(alive()) == there
     arrive(opener, "notes.png", b"no picture")
     assert "Not possible" in lab.sentence.value and lab.picture.value == before
+    lab.stop_saving()
+    lab.forget()
+    assert lab.picture.value == b"" and lab.shown == before and not leaks(others)
 
 
 def test_a_network_that_learned_on_is_asked_again():

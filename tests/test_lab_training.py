@@ -17,6 +17,7 @@ from cmunext_nb.model import create_model
 from cmunext_nb.predict import predict
 from cmunext_nb.train import fit
 from cmunext_nb.weights import load_weights, read_metadata
+from test_labs import sent_by
 
 LONG = 300  # seconds of patience with a busy machine
 
@@ -436,6 +437,18 @@ def test_the_thread_leaves_matplotlibs_settings_alone(monkeypatch, ink, tmp_path
     assert not plt.get_fignums()
 
 
+def test_given_images_can_be_kept_out_of_the_notebook():
+    lab = make(epochs=1)
+    assert lab.picture.value
+    lab.stop_saving()
+    sent = sent_by(lab)
+    lab.put(epochs=2)
+    assert lab.picture.value == b"" and [picture for _, picture in sent] == [lab.shown]
+    lab.start()
+    done(lab)
+    assert lab.picture.value == b"" and len(sent) > 2 and sent[-1][1] == lab.shown
+
+
 def test_the_static_twin(ink):
     lab = make(epochs=1)
     before = png(lab.figure())
@@ -471,6 +484,11 @@ def test_bad_data_is_refused_at_once(train, valid, error, words):
     with pytest.raises(error, match=words): TrainingLab(train, valid)
 
 
+@pytest.mark.parametrize("size", [(32, 32), "32", 0, -1])
+def test_a_size_that_is_none_is_refused(size):
+    with pytest.raises(ValueError, match=r"size=.*give the longer side in pixels"): make(size=size)
+
+
 def test_another_size():
     lab = make(size=48)
     assert lab.data[0].images.shape[-2:] == lab.data[1].masks.shape[-2:] == (48, 48) and "48 x 48" in lab.sentence.value
@@ -497,11 +515,23 @@ def test_a_folder_is_continued_in_another_lab(tmp_path, alone):
     again.put(lr=0.02)
     again.start()
     with pytest.raises(ValueError, match="lr was 0.004"): again.wait(LONG)
-    assert "lr was 0.004" in again.sentence.value and "press Start anew" in again.sentence.value and "resume" not in again.sentence.value
+    assert "lr was 0.004" in again.sentence.value and "or press Start anew, which writes over it</div>" in again.sentence.value and "resume" not in again.sentence.value
     again.anew()
     assert done(again).training.status == "finished" and len(again.training.losses) == 6
     again.put(lr=0.01)
     assert f"Start anew trains with the new setting, and writes over {tmp_path}: Learning rate was 0.02 and is 0.01" in again.sentence.value
+
+
+def test_a_state_cut_short_is_written_over(tmp_path):
+    lab = make(out=tmp_path)
+    lab.start()
+    state = done(lab).training.status == "finished" and tmp_path / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    lab.start()
+    with pytest.raises(ValueError, match="cut short"): lab.wait(LONG)
+    assert "may be cut short. Start anew writes over it</div>" in lab.sentence.value and "resume" not in lab.sentence.value
+    lab.anew()
+    assert done(lab).training.status == "finished" and len(lab.training.losses) == 6
 
 
 def test_a_finished_folder_needs_no_step(tmp_path):
@@ -549,6 +579,18 @@ def test_a_rate_that_went_away_and_came_back_is_the_same():
     assert lab.state["lr"] != 0.004 and "Continue goes on" in lab.sentence.value
     lab.start()
     assert done(lab).training.status == "finished" and lab.training.run.recipe.lr == 0.004
+
+
+@pytest.mark.parametrize("old, new, words", [(0.01, 0.01019, "was 0.01 and is 0.0102"), (0.01, 0.010001, "was 0.01 and is 0.010001"),
+                                             (0.004, 0.00401, "was 0.004 and is 0.00401"), (0.004, 10**-2.5, "was 0.004 and is 0.00316")])
+def test_a_small_change_of_the_rate_counts(old, new, words):
+    lab = make(lambda: At(4, lambda: lab.pause()), lr=old)
+    lab.start()
+    done(lab)
+    lab.put(lr=new).start()
+    assert lab.training.status == "paused" and f"Learning rate {words}, so Continue is refused" in lab.sentence.value
+    lab.put(lr=old).start()
+    assert done(lab).training.status == "finished" and lab.training.run.recipe.lr == old
 
 
 def test_a_network_with_an_error_without_words_is_said():

@@ -295,7 +295,7 @@ def _inside(parts):
 def _guard(lab, more):
     "Let no upload among the widgets reach the lab before its pictures have stopped being state."
     uploads, colab = [w for w in _inside(more) if isinstance(w, widgets.FileUpload)], sys.modules.get("google.colab.output")
-    for widget in uploads: widget.before = lab.stop_saving
+    for widget in uploads: widget.before = lab._to_messenger
     # Colab shows other makers' widgets in those outputs only that were made after this call.
     if uploads and colab and importlib.util.find_spec("anywidget"): colab.enable_custom_widget_manager()
 
@@ -310,7 +310,7 @@ class Lab(widgets.VBox):
         more: list = (), # further widgets below the controls: buttons, an upload
     ):
         self.controls, (w, h) = dict(controls), self.size
-        self.picture, self.messenger, self._unsaved = widgets.Image(format="png", layout=_FILLING), None, b""
+        self.picture, self.messenger, self._unsaved, self._private = widgets.Image(format="png", layout=_FILLING), None, b"", False
         fixed = widgets.Layout(width=f"{100 * w:.0f}px", height=f"{100 * h:.0f}px", min_height=f"{100 * h:.0f}px", max_width="100%", margin="2px", overflow="hidden")
         self._place = widgets.Box([self.picture], layout=fixed)  # it keeps its size while one picture takes another's place
         self.sentence = widgets.HTML(layout=widgets.Layout(min_height=f"{1.5 * self.lines:.1f}em", width="auto"))
@@ -358,7 +358,7 @@ def _put(self, **values):
     try:
         for name, value in values.items():
             self.controls[name].value = value
-            if not _same(self.controls[name].value, value): raise TraitError(f"the nearest that its control has is {self.controls[name].value}")
+            if not _same(self.controls[name].value, value): raise TraitError(f"its control would take {self.controls[name].value}")
     except TraitError as error:  # the widget's own words name neither the control nor its values
         for other, old in before.items(): self.controls[other].value = old
         options = [o[1] if isinstance(o, tuple) else o for o in getattr(self.controls[name], "options", ())]
@@ -397,13 +397,19 @@ Lab.put, Lab.figure, Lab.refresh, Lab.tell = _put, _figure, _refresh, _tell
 # %% ../../nbs/39_labs.ipynb #7a1c20ec
 _SHOWING = threading.RLock()  # held for a moment, where drawing may take seconds; always taken after the other one
 
-def _stop_saving(self):
-    "From now on pictures go to the page as messages, which no notebook saves; `blank` ends it. An `ImportError` where anywidget is missing."
+def _to_messenger(self):
+    "From now on pictures go to the page as messages, until an image is forgotten."
     with _DRAWING, _SHOWING:
         if self.messenger is not None: return
         self.messenger = _messenger(_FILLING, self._show_again)
         self._unsaved, self.picture.value = self.shown, b""
         self._place.children = [self.messenger]
+
+def _stop_saving(self):
+    "From now on pictures go to the page as messages, which no notebook saves. An `ImportError` where anywidget is missing."
+    with _DRAWING, _SHOWING:
+        self._to_messenger()
+        self._private = True
 
 # %% ../../nbs/39_labs.ipynb #b83f14e7
 def _show(self, picture):
@@ -422,12 +428,14 @@ def _show_again(self):
 def _blank(self):
     "An empty picture: what showed an image that is to be forgotten is gone, whatever is drawn next."
     with _DRAWING, _SHOWING:
-        self.picture.value, self._unsaved, self._place.children = png(new_figure(*self.size)), b"", [self.picture]
+        empty, self._unsaved = png(new_figure(*self.size)), b""
+        if self._private: return self.show(empty)
+        self.picture.value, self._place.children = empty, [self.picture]
         if self.messenger is not None:
             for widget in (self.messenger.layout, self.messenger): widget.close()
         self.messenger = None
 
-Lab.stop_saving, Lab.show, Lab._show_again, Lab.blank = _stop_saving, _show, _show_again, _blank
+Lab._to_messenger, Lab.stop_saving, Lab.show, Lab._show_again, Lab.blank = _to_messenger, _stop_saving, _show, _show_again, _blank
 Lab.shown = property(lambda self: bytes(self.picture.value) or self._unsaved, doc="The bytes of the picture that is shown, by either way.")
 
 # %% ../../nbs/39_labs.ipynb #96f52937

@@ -445,7 +445,7 @@ class BlockLab(Lab):
     size, lines = (8.4, 4.8), 3
 
     def __init__(self,
-        image=None, # one image of any kind that `read_image` takes; a phantom where not given
+        image=None, # one image of any kind that `read_image` takes; a phantom where not given. Its picture may be saved with the notebook: see `stop_saving`
         kernel=None, # weights of your own, (k, k), (C, k, k) or (C, 1, k, k), k odd; or a name in the menu
         model=None, # network with CMUNeXt blocks; CMUNeXt-S trained on phantoms where not given
         **start, # values of controls at the start, `row=2` or `part="channels"` for two
@@ -569,10 +569,14 @@ BlockLab.refresh, BlockLab._played, BlockLab._opened, BlockLab.forget = _refresh
 
 # %% ../../nbs/40_block_lab.ipynb #a9a6c05b
 def _put(self, **values):
-    "Move controls by name; a place beyond a slider's end comes last, when the others have said how far it goes."
+    "Move controls by name, all or none; a place beyond a slider's end comes last, when the others have said how far it goes."
     beyond = lambda name, value: name in ("channel", "row", "column") and isinstance(value, (int, np.integer)) and value > self.controls[name].max
     far = {name: value for name, value in values.items() if beyond(name, value)}
+    before = self.state
     Lab.put(self, **{name: value for name, value in values.items() if name not in far})
-    return Lab.put(self, **far) if far else self
+    try: return Lab.put(self, **far) if far else self
+    except ValueError:
+        self.put(**before)  # by the same two steps, since the ends have moved
+        raise
 
 BlockLab.put = _put

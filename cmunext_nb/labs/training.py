@@ -326,8 +326,8 @@ class TrainingLab(Lab):
     size, lines = (8.4, 4.8), 3
 
     def __init__(self,
-        train=None, # SegmentationData, or a pair (images, masks); None: 128 phantoms
-        valid=None, # the same; None: 32 phantoms beside phantoms, otherwise no validation
+        train=None, # SegmentationData, or a pair (images, masks); None: 128 phantoms. What is drawn of it may be saved with the notebook: see `stop_saving`
+        valid=None, # the same, drawn where given; None: 32 phantoms beside phantoms, otherwise no validation
         out=None, # folder for weights, history and state, as in `fit`; Start goes on with a training that is there
         size=None, # longer side in pixels to which the images are brought; None: their own, and 64 for phantoms
         networks=None, # name -> function without arguments that makes a network; None: those of `list_models()`
@@ -351,6 +351,8 @@ class TrainingLab(Lab):
 # %% ../../nbs/43_training_lab.ipynb #8d38e500
 def _sets(train, valid, size):
     "Training and validation set (or None), checked, at the wanted size; phantoms where none is given."
+    if size is not None and not (isinstance(size, (int, float, np.number)) and size >= 1):
+        raise ValueError(f"TrainingLab got size={size!r}: give the longer side in pixels as one number, size=64 for one.")
     if train is None:
         if valid is not None: raise ValueError("TrainingLab got validation images and no training images: give both, or none for phantoms.")
         train, valid = (make_phantom(n, size=size or 64, seed=seed) for n, seed in ((128, 1), (32, 2)))
@@ -483,7 +485,7 @@ def _draw_now(self):
     "The present view into the axes, and the axes into the widget."
     with self._pen:
         _fill(self._board, self._view())
-        self.picture.value = _packed(self._board)
+        self.show(_packed(self._board))
 
 TrainingLab._predict, TrainingLab._paint, TrainingLab._draw_now = _predict, _paint, _draw_now
 
@@ -560,15 +562,22 @@ TrainingLab.draw, TrainingLab._styled, TrainingLab.refresh = _lab_draw, _styled,
 # %% ../../nbs/43_training_lab.ipynb #2b57ee1f
 _COLAB = " In Colab the picture moves only while a cell runs: run lab.wait() to watch."  # github.com/googlecolab/colabtools/issues/3373
 
+def _left(old, now):
+    "Whether a control has left a value. A rate that goes along the slider and back comes home as the nearest of the slider's powers of ten."
+    if not isinstance(old, float) or now == old: return now != old
+    home = 10 ** (round(10 * math.log10(old)) / 10)
+    return abs(now - home) >= 1e-6 * old
+
+def _was_and_is(old, now):
+    "Two values as text: a rate with three digits, or with all where three do not tell them apart."
+    short = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in (old, now)]
+    return "was {} and is {}".format(*short if short[0] != short[1] else (old, now))
+
 def _differences(self):
     "Which settings of the present training the controls have left, as text."
     if not self.training: return ""
-    now, said = self.state, []
-    for name, old in self.training.shown.items():
-        if isinstance(old, float) and math.isclose(now[name], old, rel_tol=0.02): continue  # a slider moved there and back
-        if now[name] != old: said.append(f"{self.controls[name].description} was {old:.3g} and is {now[name]:.3g}" if isinstance(old, float) else
-                                         f"{self.controls[name].description} was {old} and is {now[name]}")
-    return "; ".join(said)
+    both = [(self.controls[name].description, old, self.state[name]) for name, old in self.training.shown.items()]
+    return "; ".join(f"{label} {_was_and_is(old, now)}" for label, old, now in both if _left(old, now))
 
 TrainingLab._differences = _differences
 
