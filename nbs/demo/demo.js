@@ -3,9 +3,17 @@
 
 const ENGINE = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/"
 const $ = id => document.getElementById(id)
-const state = { session: null, weights: null, about: null, image: null, probability: null, milliseconds: 0, turn: 0, offered: 0 }
+const state = { session: null, weights: null, about: null, image: null, probability: null, milliseconds: 0, turn: 0, choice: 0, offered: 0 }
 const sessions = new Map()  // a network is fetched when it is first asked for
 window.demo = state  // for the test, and for the curious
+const about = asked()
+
+// What model.json says: the networks, how pixels are prepared, the scans.
+async function asked() {
+  const answer = await fetch("model.json")
+  if (!answer.ok) throw new Error("model.json is not there: the page was built without the network (python .ci/demo.py makes it).")
+  return answer.json()
+}
 
 // ?ort=folder/ takes the engine from a folder of this server instead.
 function engineFolder() {
@@ -71,6 +79,14 @@ function forget() {
   state.probability = state.mask = null
   state.offered++
   $("save").hidden = true
+  if (state.image) bare(state.image)
+}
+
+// The image alone, until its mask is there; the new size empties both canvases.
+function bare({ pixels, height, width, name }) {
+  for (const id of ["picture", "heat"]) Object.assign($(id), { width, height })
+  $("picture").getContext("2d").putImageData(new ImageData(pixels, width, height), 0, 0)
+  $("picture").setAttribute("aria-label", `${name}, without a mask so far.`)
 }
 
 async function compute() {
@@ -140,27 +156,42 @@ function offer(mask, width, height) {
   })
 }
 
-async function show(source, name) {
-  const turn = ++state.turn
+async function read(source, name) {
   const bitmap = await createImageBitmap(source, { colorSpaceConversion: "none" })
   const { width, height } = bitmap
   if (Math.min(width, height) < 16 || width * height > 4e7) throw new Error(`${name} has ${width} x ${height} pixels; this page takes 16 pixels a side to 40 million in all.`)
   const canvas = Object.assign(document.createElement("canvas"), { width, height })
   const context = canvas.getContext("2d", { willReadFrequently: true })
   context.drawImage(bitmap, 0, 0)
-  if (turn !== state.turn) return
-  state.image = { pixels: context.getImageData(0, 0, width, height).data, width, height, name }
+  return { pixels: context.getImageData(0, 0, width, height).data, width, height, name }
+}
+
+// The image that was chosen last is shown, whichever arrives first, with weights that have seen such images unless the reader has chosen some.
+async function show(opened, name, suggested) {
+  const choice = ++state.choice
+  let image
+  try {
+    image = await read(await opened(), name)
+    await about  // a file may come before it
+  } catch (error) {
+    if (choice === state.choice) throw error
+  }
+  if (choice !== state.choice) return
+  state.image = image
   forget()
-  await compute()
+  const weights = state.about.networks.find(one => one.name === suggested)
+  await (state.chosen || !weights || weights === state.weights ? compute() : take(weights))
 }
 
 const failed = error => say(error.message || String(error), true)
 
-async function scan(file, name) {
+async function fetched(file) {
   const answer = await fetch(file)
   if (!answer.ok) throw new Error(`${file} is not there (${answer.status}): the page was built without it.`)
-  await show(await answer.blob(), name)
+  return answer.blob()
 }
+
+const scan = (file, name) => show(() => fetched(file), name, "phantom")
 
 // The network with other weights; the image that is shown is computed again.
 async function take(weights) {
@@ -190,28 +221,20 @@ function choices(networks) {
   }
 }
 
-// Weights that have seen images like this one, unless the reader has chosen.
-async function suggest(name) {
-  const weights = state.about.networks.find(one => one.name === name)
-  if (!state.chosen && state.ort && weights && weights !== state.weights) await take(weights)
-}
-
 function menu(scans) {
   for (const [i, file] of scans.entries()) {
     const label = document.createElement("label"), input = document.createElement("input"), picture = document.createElement("img")
-    Object.assign(input, { type: "radio", name: "scan", checked: i === 0 })
+    Object.assign(input, { type: "radio", name: "scan", checked: i === 0 && !state.choice })
     Object.assign(picture, { src: file, alt: "", width: 72, height: 72 })
-    input.addEventListener("change", () => { $("file").value = ""; scan(file, `Scan ${i + 1}`).then(() => suggest("phantom")).catch(failed) })
+    input.addEventListener("change", () => { $("file").value = ""; scan(file, `Scan ${i + 1}`).catch(failed) })
     label.append(input, picture, `Scan ${i + 1}`)
     $("scans").append(label)
   }
 }
 
 async function begin() {
+  state.about = await about
   const folder = engineFolder()
-  const answer = await fetch("model.json")
-  if (!answer.ok) throw new Error("model.json is not there: the page was built without the network (python .ci/demo.py makes it).")
-  state.about = await answer.json()
   menu(state.about.scans)
   choices(state.about.networks)
   $("side").textContent = state.about.size
@@ -220,7 +243,8 @@ async function begin() {
   state.ort.env.wasm.wasmPaths = folder
   state.ort.env.wasm.numThreads = 1  // several need headers that a plain server does not send
   await take(state.weights ?? state.about.networks[0])
-  if (!state.image) await scan(state.about.scans[0], "Scan 1")
+  if (!state.choice) await scan(state.about.scans[0], "Scan 1")
+  else if (!state.image) say("The network is ready and waits for an image: a scan, or a PNG or JPEG.")
   state.ready = true
 }
 
@@ -229,6 +253,6 @@ $("file").addEventListener("change", () => {
   const [file] = $("file").files
   if (!file) return
   document.querySelectorAll("[name=scan]").forEach(input => { input.checked = false })
-  show(file, file.name).then(() => suggest("busi")).catch(error => failed(error.name === "InvalidStateError" ? new Error(`${file.name} cannot be read as an image: choose a PNG or JPEG.`) : error))
+  show(() => file, file.name, "busi").catch(error => failed(error.name === "InvalidStateError" ? new Error(`${file.name} cannot be read as an image: choose a PNG or JPEG.`) : error))
 })
 begin().catch(failed)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tarfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -163,22 +164,50 @@ def let_go(page, held):
 def move(page, threshold): page.evaluate("t => { const e = document.querySelector('#threshold'); e.value = t; e.dispatchEvent(new Event('input')) }", threshold)
 
 
+def noise(height=60, width=90):
+    "A PNG of the reader's, of a size that no scan has."
+    data = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width), dtype=np.uint8)).save(data, "PNG")
+    return data.getvalue()
+
+
+def own(page, name, data=None): page.set_input_files("#file", dict(name=name, mimeType="image/png", buffer=noise() if data is None else data))
+
+
+def alone(page):
+    "Whether the chosen image is drawn without a mask, and no probability beside it."
+    return page.evaluate("""() => { const [picture, heat] = ['#picture', '#heat'].map(id => document.querySelector(id)), { pixels, width, height } = demo.image
+        if ([picture, heat].some(canvas => canvas.width !== width || canvas.height !== height)) return false
+        const [drawn, empty] = [picture, heat].map(canvas => canvas.getContext('2d').getImageData(0, 0, width, height).data)
+        return drawn.every((v, i) => v === pixels[i]) && empty.every(v => v === 0) }""")
+
+
+# Files of the reader's are decoded when `decode()` is called, scans at once; `decoded` counts both.
+SLOW = """window.decoded = 0; window.files = []; window.decode = () => files.splice(0).forEach(go => go()); const make = window.createImageBitmap
+    window.createImageBitmap = async (source, ...rest) => { if (source instanceof File) await new Promise(go => files.push(go))
+        try { return await make(source, ...rest) } finally { decoded++ } }"""
+
+
+def settled(page, decoded):
+    "So many images have been decoded, and what follows from them has had its time."
+    until(page, f"decoded === {decoded}")
+    page.evaluate("new Promise(done => setTimeout(done, 200))")
+
+
 def test_no_old_mask_on_a_new_image(page):
     "While weights are on their way there is no mask: not the last one on the next scan, and none to save."
     held = holding(page, "**/busi.onnx")
     page.locator("[name=weights][value=busi]").check(force=True)
     until(page, "demo.weights.name === 'busi'")
     assert page.evaluate("demo.probability === null && demo.mask === null && document.querySelector('#save').hidden")
-    picture = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 90), dtype=np.uint8)).save(picture, "PNG")
-    before = page.evaluate("document.querySelector('#picture').toDataURL()")
-    for choose, name in ((lambda: page.locator("[name=scan]").nth(1).check(force=True), "Scan 2"),
-                         (lambda: page.set_input_files("#file", dict(name="small.png", mimeType="image/png", buffer=picture.getvalue())), "small.png")):
+    assert alone(page)
+    for choose, name in ((lambda: page.locator("[name=scan]").nth(1).check(force=True), "Scan 2"), (lambda: own(page, "small.png"), "small.png")):
         choose()
         until(page, f"demo.image.name === {name!r}")
         move(page, 0.3)
         assert page.evaluate("demo.probability === null && demo.mask === null && document.querySelector('#save').hidden")
-        assert "fetched" in page.text_content("#said") and page.evaluate("document.querySelector('#picture').toDataURL()") == before
+        assert "fetched" in page.text_content("#said") and alone(page)
+        assert page.get_attribute("#picture", "aria-label") == f"{name}, without a mask so far."
     let_go(page, held)
     wait(page, "small.png")
     until(page, "!document.querySelector('#save').hidden")
@@ -219,13 +248,71 @@ def test_other_weights_between_two_frames(page):
     wait(page, "Scan 2")
 
 
-def test_weights_before_the_engine(browser, url):
-    "Chosen while the engine is still on its way, they are the first that it gets."
+def test_the_last_choice_is_shown(page):
+    "Not what arrives last: a scan that was slow comes after the next one, and after a file, whose weights stay."
+    page.evaluate(f"() => {{ {SLOW} }}")
+    held = holding(page, "**/scan2.png")
+    page.locator("[name=scan]").nth(1).check(force=True)
+    page.locator("[name=scan]").nth(2).check(force=True)
+    wait(page, "Scan 3")
+    let_go(page, held)
+    settled(page, 2)
+    assert page.evaluate("demo.image.name") == "Scan 3" and page.locator("[name=scan]").nth(2).is_checked()
+    held.clear()
+    page.locator("[name=scan]").nth(1).check(force=True)
+    own(page, "mine.png")
+    until(page, "files.length")
+    page.evaluate("decode()")
+    wait(page, "mine.png")
+    wait_weights(page, "busi")
+    let_go(page, held)
+    settled(page, 4)
+    assert page.evaluate("[demo.image.name, demo.weights.name]") == ["mine.png", "busi"] and shown(page)[0].shape == (60, 90)
+
+
+@pytest.mark.parametrize("data", [b"not a picture", None], ids=["broken", "image"])
+def test_a_file_that_is_given_up(page, data):
+    "A scan chosen while it is decoded: neither the file nor a complaint about it appears, nor its weights."
+    page.evaluate(f"() => {{ {SLOW} }}")
+    own(page, "mine.png", data)
+    until(page, "files.length")
+    page.locator("[name=scan]").nth(1).check(force=True)
+    wait(page, "Scan 2")
+    page.evaluate("decode()")
+    settled(page, 2)
+    assert page.evaluate("[demo.image.name, demo.weights.name]") == ["Scan 2", "phantom"] and " ms " in page.text_content("#said")
+
+
+def test_a_file_and_then_weights(page):
+    "Weights chosen while a file is decoded do not cost the file."
+    page.evaluate(f"() => {{ {SLOW} }}")
+    own(page, "mine.png")
+    until(page, "files.length")
+    page.locator("[name=weights][value=busi]").check(force=True)
+    wait_weights(page, "busi")
+    page.evaluate("decode()")
+    wait(page, "mine.png")
+    assert page.evaluate("demo.weights.name") == "busi" and shown(page)[0].shape == (60, 90)
+
+
+@contextmanager
+def early(browser, url, pattern, slow=False):
+    "The page before the files of this pattern are there, and their requests."
     context = browser.new_context()
     try:
         page = context.new_page()
-        held = holding(page, "**/ort.wasm.min.mjs")
+        if slow: page.add_init_script(SLOW)
+        held = holding(page, pattern)
         page.goto(f"{url}index.html?ort=vendor/", wait_until="commit")
+        until(page, "window.demo")
+        yield page, held
+        assert page.locator("#said.wrong").count() == 0, page.text_content("#said")
+    finally: context.close()
+
+
+def test_weights_before_the_engine(browser, url):
+    "Chosen while the engine is still on its way, they are the first that it gets."
+    with early(browser, url, "**/ort.wasm.min.mjs") as (page, held):
         until(page, "document.querySelectorAll('[name=weights]').length === 2")
         page.locator("[name=weights][value=busi]").check(force=True)
         until(page, "demo.weights?.name === 'busi'")
@@ -234,7 +321,42 @@ def test_weights_before_the_engine(browser, url):
         until(page, "demo.ready")
         wait_weights(page, "busi")
         assert page.locator("[name=weights]:checked").get_attribute("value") == "busi"
-    finally: context.close()
+
+
+@pytest.mark.parametrize("late", ["ort.wasm.min.mjs", "model.json"])
+def test_a_file_before_the_engine(browser, url, late):
+    "It is shown once its weights can be told, and gets those for images of the reader's."
+    with early(browser, url, f"**/{late}") as (page, held):
+        own(page, "mine.png")
+        if late == "model.json": page.evaluate("new Promise(done => setTimeout(done, 200))")
+        else:
+            until(page, "demo.weights?.name === 'busi'")
+            assert alone(page) and "fetched" in page.text_content("#said")
+        let_go(page, held)
+        until(page, "demo.ready")
+        wait(page, "mine.png")
+        assert page.evaluate("[demo.image.name, demo.weights.name]") == ["mine.png", "busi"]
+        assert page.locator("[name=weights]:checked").get_attribute("value") == "busi" and page.locator("[name=scan]:checked").count() == 0
+
+
+@pytest.mark.parametrize("data", [b"not a picture", None], ids=["broken", "image"])
+def test_a_file_is_decoded_while_the_network_arrives(browser, url, data):
+    "No scan takes its place; if it cannot be read the page says so."
+    with early(browser, url, "**/ort.wasm.min.mjs", slow=True) as (page, held):
+        own(page, "mine.png", data)
+        until(page, "files.length")
+        let_go(page, held)
+        until(page, "demo.ready")
+        assert page.evaluate("demo.image") is None and "waits for an image" in page.text_content("#said")
+        page.evaluate("decode()")
+        if data:
+            until(page, "document.querySelector('#said.wrong')")
+            assert "mine.png cannot be read" in page.text_content("#said")
+            page.locator("[name=scan]").nth(1).check(force=True)
+            wait(page, "Scan 2")
+        else:
+            wait(page, "mine.png")
+            wait_weights(page, "busi")
 
 
 def test_a_file_that_is_no_image(page):
