@@ -21,7 +21,7 @@ def _to_uint8(pixels, name, bits=None):
     if pixels.dtype == bool: return pixels.astype(np.uint8) * 255
     if not np.isfinite(pixels).all(): raise ValueError(f"{name} holds NaN or infinite values. Replace them before reading.")
     low, high = pixels.min(), pixels.max()
-    if low < (-0.5 if high <= 1.5 and pixels.dtype.kind == "f" else 0): raise ValueError(f"{name} holds negative values (down to {low:g}). Give grey values 0..255, or floats 0..1.")
+    if low < (-0.2 * max(high, 0) if high <= 1.5 and pixels.dtype.kind == "f" else 0): raise ValueError(f"{name} holds negative values (down to {low:g}). Give grey values 0..255, or floats 0..1.")
     if np.issubdtype(pixels.dtype, np.floating):
         if high > 255: raise ValueError(f"{name} holds floats up to {high:g}. Give floats 0..1, or grey values 0..255.")
         return np.round(pixels.clip(0, 1) * 255 if high <= 1.5 else pixels).astype(np.uint8)  # a resize may overshoot 0 and 1
@@ -94,10 +94,10 @@ def read_image(
 
 # %% ../nbs/08_files.ipynb #3fb7ea48
 def _soft_edge(pixels, low, high):
-    "Do nearly all grey pixels (H, W) lie between both levels, with either of them at most two pixels away?"
-    most = lambda x: torch.nn.functional.max_pool2d(torch.from_numpy(x).float()[None], 5, 1, 2)[0].numpy()
-    near = (most(pixels) == high) & (most(255 - pixels) == 255 - low)
-    return near[(pixels > low) & (pixels < high)].mean() > 0.95
+    "Have all but a few grey pixels (H, W) both levels at most two pixels away? Grey is what differs from each by a seventh of the range."
+    most, gap = lambda x: torch.nn.functional.max_pool2d(torch.from_numpy(x).float()[None], 5, 1, 2)[0].numpy(), max(1, (high - low) // 7)
+    near = (most(pixels) > high - gap) & (most(255 - pixels) > 255 - low - gap)
+    return ((pixels >= low + gap) & (pixels <= high - gap) & ~near).sum() <= 16
 
 # %% ../nbs/08_files.ipynb #fac96be0
 def _binary(pixels, name, lossy):

@@ -704,7 +704,7 @@ def _restore_optimizer(run, saved, where):
     "The optimizer's memory, whatever device it was written on: how it computes stays a matter of this one."
     own, sizes = ("lr", "fused", "capturable", "foreach"), lambda groups: [len(g["params"]) for g in groups]
     if sizes(saved["param_groups"]) != sizes(run.optimizer.param_groups):
-        raise ValueError(f"{where} belongs to an optimizer that groups this network's weights otherwise (an earlier version of this package?). Use resume=False to start anew, or another out folder")
+        raise ValueError(f"{where} belongs to an optimizer that groups this network's weights otherwise (an earlier version of this package?). Choose another out folder, or use resume=False to start anew there")
     groups = [{**theirs, **{k: ours[k] for k in own if k in ours}} for theirs, ours in zip(saved["param_groups"], run.optimizer.param_groups)]
     run.optimizer.load_state_dict(dict(saved, param_groups=groups))
 
@@ -715,8 +715,8 @@ def _restore(run, state, where):
     differs = [f"{k} was {old.get(k)!r} and is now {v!r}" for k, v in run.about.items() if old.get(k) != v]
     if differs: raise ValueError(f"{where} belongs to another training: {'; '.join(differs)}. "
                                  "Go on with the old setting, choose another out folder, or use resume=False to start anew there")
+    _restore_optimizer(run, state["optimizer"], where)  # first, since it may refuse
     run.model.load_state_dict(state["model"])
-    _restore_optimizer(run, state["optimizer"], where)
     if run.average: run.average.model.load_state_dict(state["average"])
     if run.scaler and state["scaler"]: run.scaler.load_state_dict(state["scaler"])
     run.epoch, run.step, run.loss_sum, run.images_seen = (state[k] for k in ("epoch", "step", "loss_sum", "images_seen"))

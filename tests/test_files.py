@@ -126,6 +126,32 @@ def test_soft_edges_are_cut_at_half(tmp_path):
     assert abs(read_mask(save(tmp_path / "soft.png", soft)).mean() - big.mean()) < 0.002
 
 
+@pytest.mark.parametrize("kind", ["one stray pixel", "one in the lesion", "a dim frame", "four times as large"])
+def test_a_little_grey_is_no_third_class(kind):
+    mask = np.zeros((256, 256), np.uint8); mask[80:140, 60:190] = 255
+    whole = mask > 0
+    if kind == "one stray pixel": mask[3, 3] = 7
+    if kind == "one in the lesion": mask[100, 100] = 100; whole[100, 100] = False
+    if kind == "a dim frame": mask[0] = 10
+    if kind == "four times as large":
+        band = np.zeros((256, 256), np.uint8); band[80:140] = 255
+        mask, whole = np.asarray(Image.fromarray(band).resize((1024, 1024), Image.Resampling.BILINEAR)), np.kron(band > 0, np.ones((4, 4), bool))
+    assert 2 < len(np.unique(mask)) <= 8 and (read_mask(mask) == whole).all()
+
+
+@pytest.mark.parametrize("level", [60, 100, 128, 200])
+@pytest.mark.parametrize("place", [(5, 5), (90, 90)])
+def test_a_small_third_class_is_a_class(level, place):
+    mask = np.zeros((256, 256), np.uint8); mask[80:140, 60:190] = 255
+    mask[place[0]:place[0] + 16, place[1]:place[1] + 16] = level
+    with pytest.raises(ValueError, match="3 levels"): read_mask(mask)
+
+
+@pytest.mark.parametrize("pixels", [np.linspace(-0.5, 0.5, 6)[None], np.array([[-0.4, -0.1]]), np.array([[-0.3, 0, 0.2]]), np.array([[-1.0, 1.0]])])
+def test_centred_floats_are_no_overshoot(pixels):
+    with pytest.raises(ValueError, match="negative"): read_image(pixels)
+
+
 def three_levels(kind):
     m = lesion(100, 120); m[80:95, 80:110] = 2
     return {"labels": m, "grey": m * 127, "colour": np.stack([(m == 1) * 255, (m == 2) * 255, m * 0], 2).astype(np.uint8)}[kind]

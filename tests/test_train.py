@@ -746,9 +746,12 @@ def test_looks_take_no_time_of_the_training(tmp_path, timed):
 
 def test_a_state_of_other_groups_of_weights_says_so(tmp_path):
     "As one of a version that left other kernels to AdamW."
-    fit(tiny(), blobs(), None, "muon", epochs=2, batch_size=2, out=tmp_path, device="cpu", progress=False, on_epoch=lambda run: False)
+    fit(tiny(), blobs(), None, get_recipe("muon", prior=False), epochs=2, batch_size=2, out=tmp_path, device="cpu", progress=False, on_epoch=lambda run: False)
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     state["optimizer"]["param_groups"][0]["params"].pop()
     torch.save(state, tmp_path / "state.pt")
+    model = tiny(seed=1)
+    before = [p.clone() for p in model.parameters()]
     with pytest.raises(ValueError, match="state.pt belongs to an optimizer that groups.*resume=False"):
-        fit(tiny(), blobs(), None, "muon", epochs=2, batch_size=2, out=tmp_path, device="cpu", progress=False)
+        fit(model, blobs(), None, get_recipe("muon", prior=False), epochs=2, batch_size=2, out=tmp_path, device="cpu", progress=False)
+    assert all(map(torch.equal, before, model.parameters()))
