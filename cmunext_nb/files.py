@@ -250,7 +250,8 @@ def unzip(
                     raise ValueError(f"{archive} holds {name!r}, which would land outside {folder}. Nothing was unpacked; do not trust it.")
             z.extractall(temp)
         return temp.rename(folder)
-    except (NotImplementedError, RuntimeError) as e: raise ValueError(f"{archive} cannot be unpacked by Python ({e}). Unpack it by hand, with the program that it was made for.") from None
+    except RuntimeError as e:  # a password, or a way of packing that Python does not know
+        raise ValueError(f"{archive} cannot be unpacked by Python ({e}). Unpack it by hand, with the program that it was made for.") from None
     except (zipfile.BadZipFile, zlib.error, EOFError) as e: raise ValueError(f"{archive} is not a whole zip archive ({e}). Download it again.") from None
     finally: shutil.rmtree(temp.parent, ignore_errors=True)
 

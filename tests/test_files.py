@@ -322,11 +322,14 @@ def test_others_may_read_what_was_unpacked(tmp_path):
     assert unpacked.stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
-def test_an_archive_with_a_password(tmp_path):
+@pytest.mark.parametrize("field, value, word", [(6, 1, "encrypted"), (8, 99, "compression")])
+def test_archives_that_python_does_not_unpack(tmp_path, field, value, word):
+    "A password, and a way of packing that zipfile does not know, written into both headers of a member."
     whole = bytearray(zipped(tmp_path / "a.zip", a="hi").read_bytes())
-    whole[6] |= 1; whole[whole.index(b"PK\x01\x02") + 8] |= 1  # the flag of encryption, in both headers
-    (tmp_path / "secret.zip").write_bytes(whole)
-    with pytest.raises(ValueError, match="secret.zip cannot be unpacked.*encrypted.*by hand"): unzip(tmp_path / "secret.zip", tmp_path / "out")
+    whole[field] = whole[whole.index(b"PK\x01\x02") + field + 2] = value
+    (tmp_path / "odd.zip").write_bytes(whole)
+    with pytest.raises(ValueError, match=f"odd.zip cannot be unpacked.*{word}.*by hand"): unzip(tmp_path / "odd.zip", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["../evil.txt", "a/../../evil.txt", "/evil.txt", "..\\evil.txt", "C:\\evil.txt", "\\evil.txt"])
