@@ -1,4 +1,4 @@
-"""The way into Colab: python .ci/colab.py writes it into each notebook that is meant to be run there; notebooks.py check compares.
+"""The way into Colab: python .ci/colab.py writes it into each notebook but a few; notebooks.py check compares.
 
 A link ends the first cell, and a cell after it installs the package in Colab, fetches the files of the repository that the notebook
 reads, and says which device was found and how long the notebook takes. The cell is hidden on the site and left out by tests
@@ -10,12 +10,14 @@ from pathlib import Path
 import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
-MEANT = ("index.ipynb", "howto/*.ipynb", "15_*.ipynb", "16_*.ipynb", "2[0-9]_*.ipynb", "4[0-9]_*_lab.ipynb", "5[0-9]_*.ipynb")
+MEANT = ("*.ipynb", "howto/*.ipynb", "zoo/*.ipynb")
+INSIDE = ("17_*.ipynb", "38_*.ipynb", "39_*.ipynb", "48_*.ipynb")  # the package's own joints: nothing to see or to try there
 LABS = "4[0124]_*_lab.ipynb"  # those that open an image of the reader: for its picture they need anywidget
 CELL_ID, WORD = "c01ab001", "[Open this notebook in Colab]("
 TIMES = ROOT / ".ci/colab_times.json"
-EXTRAS = {"pytorch_grad_cam": "explain", "torchinfo": "explain", "onnxruntime": "deploy", "openvino": "deploy"}  # which Colab lacks
-ASKED = {"42_gradcam_lab.ipynb": ["explain"]}  # the extra is asked for by the package; colab_like.py finds where one is forgotten
+EXTRAS = {"pytorch_grad_cam": "explain", "torchinfo": "explain", "onnx": "deploy", "onnxscript": "deploy", "onnxruntime": "deploy", "openvino": "deploy", "nncf": "deploy",
+          "timm": "zoo"}  # which Colab lacks, or may
+ASKED = {"42_gradcam_lab.ipynb": ["explain"], "52_paper.ipynb": ["zoo"]}  # the extra is asked for by the package; colab_like.py finds where one is forgotten
 SOURCE = '''#| hide
 #| eval: false
 import sys
@@ -24,15 +26,16 @@ if "google.colab" in sys.modules:
 import torch
 print("Found", f"{{torch.cuda.get_device_name()}}. {gpu}" if torch.cuda.is_available() else "no GPU. {cpu}")'''
 FETCH = '''
-    import pathlib, urllib.request  # this notebook reads files that lie beside it in the repository
+    import os, urllib.request  # this notebook reads files of the repository
     for name in {names}:
-        pathlib.Path(name).parent.mkdir(exist_ok=True)
-        urllib.request.urlretrieve("{raw}" + name, name)'''
+        place = os.path.relpath(name, "{folder}")
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        urllib.request.urlretrieve("{raw}" + name, place)'''
 
 
 def meant():
     "Paths of the notebooks that are meant to be run in Colab."
-    return sorted({p for pattern in MEANT for p in (ROOT / "nbs").glob(pattern)})
+    return sorted({p for pattern in MEANT for p in (ROOT / "nbs").glob(pattern) if not any(p.match(inside) for inside in INSIDE)})
 
 
 def repository():
@@ -53,9 +56,9 @@ def address(path):
 
 
 def raw():
-    "Where a file of nbs/ is fetched from; its name follows."
+    "Where a file of the repository is fetched from; its name follows."
     name, branch = repository()
-    return f"https://raw.githubusercontent.com/{name}/{branch}/nbs/"
+    return f"https://raw.githubusercontent.com/{name}/{branch}/"
 
 
 def times():
@@ -64,11 +67,12 @@ def times():
 
 
 def needs(nb, path):
-    "The extra to install and the files beside the notebook that its code reads."
+    "The extra to install and the files of the repository that its code reads."
     code = "\n".join(c.source for c in nb.cells if c.cell_type == "code" and c.get("id") != CELL_ID)
     extras = sorted({e for package, e in EXTRAS.items() if re.search(rf"^\s*(try: )?(import|from) {package}\b", code, re.M)} | {*ASKED.get(name_of(path), [])})
-    patterns = sorted(set(re.findall(r"""["'](results/[^"'\n]+?\.\w+)["']""", code)))
-    files = [f.relative_to(path.parent).as_posix() for p in patterns for f in sorted(path.parent.glob(re.sub(r"\{.*?\}", "*", p)))]
+    patterns = sorted(set(re.findall(r"""["'](?:\.\./)*((?:results|benchmarks)/[^"'\n]+?\.\w+)["']""", code)))
+    places = ["nbs/" * p.startswith("results/") + re.sub(r"\{.*?\}", "*", p) for p in patterns]
+    files = [f.relative_to(ROOT).as_posix() for p in places for f in sorted(ROOT.glob(p))]
     return extras, files
 
 
@@ -81,7 +85,7 @@ def cell(nb, path):
     seconds = measured["seconds"].get(name_of(path))
     takes = "How long this notebook takes was not measured" if seconds is None else f"This notebook takes up to {in_words(seconds)} on {measured['machine']}"
     package = (f'"cmunext_nb[{",".join(extras)}]"' if extras else "cmunext_nb") + (" anywidget" if path.match(LABS) else "")  # the rest of the extra `lab` is there
-    return SOURCE.format(package=package, fetch=FETCH.format(names=json.dumps(files), raw=raw()) if files else "",
+    return SOURCE.format(package=package, fetch=FETCH.format(names=json.dumps(files), folder=path.parent.relative_to(ROOT).as_posix(), raw=raw()) if files else "",
                          cpu=f"{takes}.", gpu=f"{takes}; on a GPU it was not timed.")
 
 

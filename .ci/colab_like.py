@@ -2,7 +2,7 @@
 
 ipywidgets 7.7.1 and numpy 2.1 are installed into a folder of their own (a temporary one, or FOLDER, which is used again where they are
 there) in front of this environment's packages, and beside them lies the package as a wheel has it; PyTorch stays as it is. A notebook is
-run in an empty folder, for Colab has no file of the repository but the notebook: what its first cell fetches comes from nbs/. Packages
+run in an empty folder, for Colab has no file of the repository but the notebook: what its first cell fetches comes from the checkout. Packages
 that Colab lacks are hidden until that cell installs them. A module `google.colab` is there, and `%pip` answers without installing.
 
 Said are the seconds of waiting and of processor time, with one thread. --record keeps the second, in which other work on the machine
@@ -25,9 +25,11 @@ STEPS = (10, 30, 60, 120, 180, 300, 600, 900, 1200, 1800, 3600)  # seconds that 
 START = '''
 import pathlib, shutil, sys, types, urllib.request
 import numpy, ipywidgets, cmunext_nb
+try: import google  # a namespace that others share: protobuf is google.protobuf
+except ImportError: google = sys.modules["google"] = types.ModuleType("google")
 assert numpy.__version__.startswith("2.1.") and ipywidgets.__version__ == "7.7.1", (numpy.__version__, ipywidgets.__version__)
 assert pathlib.Path(cmunext_nb.__file__).is_relative_to(FOLDER), cmunext_nb.__file__
-sys.modules["google"], sys.modules["google.colab"] = types.ModuleType("google"), types.ModuleType("google.colab")
+google.colab = sys.modules["google.colab"] = types.ModuleType("google.colab")
 class Hiding:
     "An import finder that does not find what Colab lacks. It answers None as if there were nothing: PyTorch asks after such packages, and must not be told by an error."
     def __init__(self, finder): self.finder = finder
@@ -40,7 +42,7 @@ def pip(line):
 get_ipython().register_magic_function(pip, "line")
 def urlretrieve(url, name):
     assert url.startswith(RAW), url
-    shutil.copy(pathlib.Path(NBS) / url.removeprefix(RAW), name)
+    shutil.copy(pathlib.Path(ROOT) / url.removeprefix(RAW), name)
 urllib.request.urlretrieve = urlretrieve
 '''
 
@@ -60,7 +62,7 @@ def environment(folder):
 def run(path, env):
     "All cells of a notebook, the one for Colab among them: what that one said, seconds of waiting, seconds of processor time."
     nb = nbformat.read(path, 4)
-    given = dict(FOLDER=env["PYTHONPATH"], NBS=str(ROOT / "nbs"), RAW=colab.raw(), EXTRAS=colab.EXTRAS)
+    given = dict(FOLDER=env["PYTHONPATH"], ROOT=str(ROOT), RAW=colab.raw(), EXTRAS=colab.EXTRAS)
     nb.cells.insert(0, nbformat.v4.new_code_cell("\n".join(f"{k} = {v!r}" for k, v in given.items()) + START))
     for c in nb.cells:
         if c.cell_type == "code" and "eval: false" in c.source and c.get("id") != colab.CELL_ID: c.cell_type = "raw"
@@ -68,7 +70,8 @@ def run(path, env):
     spent = lambda: (time.perf_counter(), sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]))
     start = spent()
     with tempfile.TemporaryDirectory() as empty:
-        NotebookClient(nb, timeout=1200, kernel_name="python3", resources={"metadata": {"path": empty}}).execute(env=env)
+        (home := Path(empty) / "content/nbs/zoo").mkdir(parents=True)  # deep enough for what is fetched to a folder above
+        NotebookClient(nb, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(home)}}).execute(env=env)
     said = "".join(o.get("text", "") for c in nb.cells if c.get("id") == colab.CELL_ID for o in c.outputs).strip()
     return (said, *(b - a for a, b in zip(start, spent())))
 

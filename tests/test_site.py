@@ -90,7 +90,7 @@ def test_made_pages():
 def test_notebooks_for_colab_have_their_way_in():
     import nbformat
     colab = ci("colab")
-    assert len(colab.meant()) >= 15 and not [p for path in colab.meant() for p in colab.problems(path)]
+    assert len(colab.meant()) >= 50 and not [p for path in colab.meant() for p in colab.problems(path)]
     path = ROOT / "nbs/24_measure.ipynb"
     nb = nbformat.read(path, 4)
     once = colab.prepared(nb, path)
@@ -108,7 +108,7 @@ def test_the_cell_for_colab_installs_and_fetches_what_its_notebook_needs(tmp_pat
     nbformat, colab = pytest.importorskip("nbformat"), ci("colab")
     cells = {colab.name_of(p): colab.cell(nbformat.read(p, 4), p) for p in colab.meant()}
     assert '"cmunext_nb[explain]"' in cells["21_gradcam.ipynb"] and '"cmunext_nb[explain]"' in cells["42_gradcam_lab.ipynb"]
-    assert '"results/busi_split1_s.json"' in cells["15_train.ipynb"] and cells["20_receptive_field.ipynb"].count(".safetensors") == 3
+    assert '"nbs/results/busi_split1_s.json"' in cells["15_train.ipynb"] and '"benchmarks/zoo_overfit.json"' in cells["zoo/kit.ipynb"] and cells["20_receptive_field.ipynb"].count(".safetensors") == 3
     assert "[" not in re.search("%pip install -q (.*)", cells["index.ipynb"])[1] and "urllib" not in cells["index.ipynb"]
 
 
