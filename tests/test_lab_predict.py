@@ -250,6 +250,15 @@ def test_given_images_can_be_kept_out_of_the_notebook(scans):
     assert not leaks(before) and lab.picture.value == b"" and lab.shown == png(lab.figure()) and lab.messenger is messenger
 
 
+def test_a_link_made_before_goes_when_saving_stops(scans):
+    before = set(alive())
+    lab = PredictLab(images=scans[0][:1])
+    offer(lab)
+    assert "data:image/png" in lab.link.value
+    lab.stop_saving()
+    assert lab.link.value == "" and not leaks(before)
+
+
 def test_the_names_of_files_without_their_folders():
     from cmunext_nb.labs.predict import _scans
     assert [s["name"] for s in _scans([r"C:\scans\a.png", "/home/me/b.png", "c.png"], None)] == ["a.png", "b.png", "c.png"]

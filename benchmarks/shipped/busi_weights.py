@@ -34,7 +34,7 @@ def main():
     if line is None: raise SystemExit(f"no line {name} in cmunext_nb/assets/runs.jsonl: merge that of the run first")
     path, model = ROOT / f"cmunext_nb/assets/{a.model}_busi.safetensors", cn.load_weights((a.run or ROOT / "runs/reproduce" / name) / "last.safetensors")
     _, valid = cn.load_dataset("busi", root=a.root, split=1, size=256)
-    seen = f", seen at {model.trained_size} px" if getattr(model, "trained_size", None) else ""
+    seen = f", seen at {max(model.trained_size)} px" if getattr(model, "trained_size", None) else ""
     seed = "" if line["seed"] == 41 else f" --seeds {line['seed']}"
     about = dict(data=f"BUSI (Al-Dhabyani et al. 2020), training half of the official split 1, 452 images, 256 px{seen}", start="random weights",
                  recipe=line["recipe"], changed=dict(epochs=line["epochs"]), seed=line["seed"], hardware=f"{line['hardware']}, torch {line['torch']}",

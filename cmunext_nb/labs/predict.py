@@ -200,7 +200,12 @@ def _made(self):
     self.messenger.send(dict(file=f"{safe}_mask.png"), [made])
     return f'<span role="status">Your browser saves the mask ({about}).</span>'
 
-PredictLab.save, PredictLab._offer, PredictLab._made = _save, _offer, _made
+def _stop_saving(self):
+    "From now on neither picture nor mask is saved with the notebook; a link made before, which holds a mask, goes."
+    Lab.stop_saving(self)
+    self.link.value = ""
+
+PredictLab.save, PredictLab._offer, PredictLab._made, PredictLab.stop_saving = _save, _offer, _made, _stop_saving
 
 # %% ../../nbs/44_predict_lab.ipynb #f73299c8
 def _decided(self):

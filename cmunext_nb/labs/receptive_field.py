@@ -234,7 +234,7 @@ class ReceptiveFieldLab(Lab):
 
     def __init__(self,
         model=None, # network; None: CMUNeXt-S trained on phantoms
-        images=None, # images as in `as_images`; None: four phantoms
+        images=None, # images as in `as_images`; None: four phantoms. Their picture may be saved with the notebook: see `stop_saving`
         other=None, # a second network to compare with; None: the model's twins only
         size=None, # side, or (height, width), to which the images are brought; None keeps their own
     ):
