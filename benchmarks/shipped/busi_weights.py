@@ -1,12 +1,11 @@
 """Make the weights that `pretrained="busi"` loads out of a finished run of the reproduction command.
 
     python -m cmunext_nb.reproduce --data busi --models cmunext_s --splits 1 --recipe fast --epochs 200
-    python -m cmunext_nb.reproduce --data busi --models cmunext --splits 1 --seeds 42 --recipe half --epochs 200
-    python benchmarks/shipped/busi_weights.py MODEL [--run FOLDER] [--root FOLDER]      # cmunext_nb/assets/MODEL_busi.safetensors
+    python benchmarks/shipped/busi_weights.py [--run FOLDER] [--root FOLDER]      # cmunext_nb/assets/cmunext_s_busi.safetensors
 
-CMUNeXt-S or the base network, trained on the 452 images of the training half of BUSI's official split 1; the last weights (their running
-average) are shipped, not the best on validation. The 195 validation images are never trained on; figures are given for all of them and for
-the 118 of the clean subset, which have no near-duplicate in the training half. Card, minutes and versions come from the run's line in
+CMUNeXt-S, trained on the 452 images of the training half of BUSI's official split 1; the last weights (their running average) are
+shipped, not the best on validation. The 195 validation images are never trained on; figures are given for all of them and for the 118 of
+the clean subset, which have no near-duplicate in the training half. Card, minutes and versions come from the run's line in
 cmunext_nb/assets/runs.jsonl. The weights are stored in half precision, and measured as stored.
 """
 import argparse, json
@@ -19,27 +18,21 @@ from cmunext_nb.data import clean_subset
 from cmunext_nb.reproduce import load_results
 
 ROOT = Path(__file__).resolve().parents[2]
-RUNS = dict(cmunext_s="busi_split1_cmunext_s_fast_200epochs_256px_seed41", cmunext="busi_split1_cmunext_half_200epochs_256px_seed42")
-FILES = dict(cmunext_s="busi_s_shipped.json", cmunext="busi_base_shipped.json")
+NAME = "busi_split1_cmunext_s_fast_200epochs_256px_seed41"
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("model", choices=RUNS)
-    p.add_argument("--run", type=Path, help="folder of the run (default: that of the command above)")
+    p.add_argument("--run", type=Path, default=ROOT / "runs/reproduce" / NAME, help=f"folder of the run (default: runs/reproduce/{NAME})")
     p.add_argument("--root", help="folder of BUSI, as in load_dataset")
     a = p.parse_args()
-    name = RUNS[a.model]
-    line = next((r for r in load_results() if r["name"] == name), None)
-    if line is None: raise SystemExit(f"no line {name} in cmunext_nb/assets/runs.jsonl: merge that of the run first")
-    path, model = ROOT / f"cmunext_nb/assets/{a.model}_busi.safetensors", cn.load_weights((a.run or ROOT / "runs/reproduce" / name) / "last.safetensors")
+    line = next((r for r in load_results() if r["name"] == NAME), None)
+    if line is None: raise SystemExit(f"no line {NAME} in cmunext_nb/assets/runs.jsonl: merge that of the run first")
+    path, model = ROOT / "cmunext_nb/assets/cmunext_s_busi.safetensors", cn.load_weights(a.run / "last.safetensors")
     _, valid = cn.load_dataset("busi", root=a.root, split=1, size=256)
-    seen = f", seen at {max(model.trained_size)} px" if getattr(model, "trained_size", None) else ""
-    seed = "" if line["seed"] == 41 else f" --seeds {line['seed']}"
-    about = dict(data=f"BUSI (Al-Dhabyani et al. 2020), training half of the official split 1, 452 images, 256 px{seen}", start="random weights",
-                 recipe=line["recipe"], changed=dict(epochs=line["epochs"]), seed=line["seed"], hardware=f"{line['hardware']}, torch {line['torch']}",
-                 precision=line["precision"], minutes=line["minutes"], date=line["date"],
-                 command=f"python -m cmunext_nb.reproduce --data busi --models {a.model} --splits 1{seed} --recipe {line['recipe']} --epochs {line['epochs']}",
+    about = dict(data="BUSI (Al-Dhabyani et al. 2020), training half of the official split 1, 452 images, 256 px", start="random weights", recipe="fast", changed=dict(epochs=200),
+                 seed=line["seed"], hardware=f"{line['hardware']}, torch {line['torch']}", precision=line["precision"], minutes=line["minutes"], date=line["date"],
+                 command="python -m cmunext_nb.reproduce --data busi --models cmunext_s --splits 1 --recipe fast --epochs 200",
                  licence="weights: MIT, as this package; BUSI's licence is stated differently by its mirrors (CC0, CC BY 4.0): cite Al-Dhabyani et al. 2020",
                  limits="one hospital's scans, lesion always present, near-duplicates between the split's halves. For learning and research, not a medical device")
     cn.save_weights(model, path, dtype=torch.float16, **about)
@@ -47,7 +40,7 @@ def main():
     scores = {name: {k: round(v, 4) for k, v in cn.evaluate(shipped, data).items()} for name, data in (("valid", valid), ("valid_clean", clean_subset(valid, "busi")))}
     scores["best_epoch_on_valid"] = dict(epoch=line["best_epoch"], **{k: round(line["best"][k], 4) for k in ("iou", "f1")})
     cn.save_weights(model, path, dtype=torch.float16, **about, scores=scores)
-    (ROOT / "nbs/results" / FILES[a.model]).write_text(json.dumps(dict(**about, **scores, curve=line["curve"]), indent=2) + "\n")
+    (ROOT / "nbs/results/busi_s_shipped.json").write_text(json.dumps(dict(**about, **scores, curve=line["curve"]), indent=2) + "\n")
     print(json.dumps(dict(file=str(path.relative_to(ROOT)), kilobytes=round(path.stat().st_size / 1024), **scores), indent=2))
 
 
