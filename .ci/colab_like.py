@@ -18,6 +18,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 import colab
+from cmunext_nb.train import cpu_has_bfloat16
 from old_widgets import old_environment
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,7 +97,7 @@ def record(seconds):
     "Keep {notebook: seconds} in .ci/colab_times.json, beside what stands there for other notebooks."
     meant, told = {colab.name_of(p) for p in colab.meant()}, colab.times()
     new = {**told["seconds"], **{n: rounded(s, told["seconds"].get(n)) for n, s in seconds.items()}}
-    kept = dict(machine=machine(), pytorch=version("torch"), bfloat16_units="amx_bf16" in cpu(), seconds={n: new[n] for n in sorted(new) if n in meant})
+    kept = dict(machine=machine(), pytorch=version("torch"), bfloat16_units=cpu_has_bfloat16(), seconds={n: new[n] for n in sorted(new) if n in meant})
     colab.TIMES.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
