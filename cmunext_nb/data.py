@@ -504,9 +504,13 @@ def identical_pairs(
         for j, mark in enumerate(_marks(against, native and kind)): places.setdefault(mark, []).append(j)
         for i, mark in enumerate(_marks(data, native and kind)):
             pairs.update({(i, j): kind for j in places.get(mark, []) if other is not None or i < j})
-    overlap = lambda a, b: 1.0 if not (a | b).any() else round(float((a & b).sum() / (a | b).sum()), 3)
-    return [(data.names[i], against.names[j], kind.replace("files", "file"), overlap(data.masks[i], against.masks[j]))
+    return [(data.names[i], against.names[j], kind.replace("files", "file"), _overlap(data.masks[i], against.masks[j]))
             for (i, j), kind in sorted(pairs.items())]
+
+def _overlap(a, b):
+    "IoU of two masks (1, H, W), the second brought to the size of the first; two empty ones agree."
+    b = torch.nn.functional.interpolate(b[None], a.shape[-2:], mode="nearest-exact")[0]
+    return 1.0 if not (a | b).any() else round(float((a & b).sum() / (a | b).sum()), 3)
 
 def _marks(data, kind):
     "Fingerprints of the native files or pixels (`kind` of `meta`), or, without a kind, of the images as they are here: grey in one channel or three is the same."

@@ -34,7 +34,7 @@ def _about(model):
 # %% ../nbs/16b_ensemble.ipynb #16b00024
 class Ensemble(nn.Module):
     "Several networks as one: the mean of their probabilities as logits, within 14 of 0. `predict` asks each by itself and keeps the spread of the answers."
-    is_ensemble = True
+    is_ensemble, not_saved = True, "an ensemble has a file for each network. Save each of its members."
 
     def __init__(self,
         members, # networks, or files of `save_weights`; a callable such as a deployed network will do

@@ -130,6 +130,8 @@ def average_views(
 # %% ../nbs/16_predict.ipynb #3e85bce6
 class TTAWrapper(torch.nn.Module):
     "A network that looks at its images in several views (test-time augmentation) and gives the mean probability as logits, within 14 of 0."
+    not_saved = "a TTAWrapper has no weights of its own. Save the network inside it, `.model`."
+
     def __init__(self,
         model, # gives logits (N, num_classes, H, W) for (N, in_channels, H, W)
         tta="mirror", # see `views`

@@ -19,7 +19,7 @@ from torch import distributed as dist, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from .model import create_model, unknown_name
-from .weights import _unwrapped, atomic_write, preprocess, save_weights, to_channels
+from .weights import _unwrapped, _why_not_saved, atomic_write, preprocess, save_weights, to_channels
 from .augment import Augment, augment, augmentations
 from .loss import BCEDiceLoss
 from .metrics import reduce_counts, segmentation_counts
@@ -511,7 +511,7 @@ def start_run(
     train, valid = _as_data(train, "training"), None if valid is None else _as_data(valid, "validation")
     for data, what in ((train, "training"), (valid, "validation")):
         if data is not None: _check_fit(model, data, what)
-    if out and any(getattr(m, "is_ensemble", False) for m in model.modules()): raise ValueError("An ensemble is trained without out=, or each of its members by itself.")
+    if out and (why := _why_not_saved(model)): raise ValueError(f"Nothing can be kept in {out}: {why} Or train without out=.")
     if len(train.images) < world: raise ValueError(f"{len(train.images)} training images are too few for {world} processes")
     model.to(device, memory_format=_layout(device, recipe.amp))
     shape = train.images.shape[-2:]

@@ -244,6 +244,10 @@ def atomic_write(
 def _to_json(value): return json.dumps(value, default=lambda v: v.item() if hasattr(v, "item") else str(v))
 
 # %% ../nbs/07_weights.ipynb #d3f6967a
+def _why_not_saved(model):
+    "What speaks against a file of these weights, of the innermost wrapper that says so; empty where nothing does."
+    return next((m.not_saved for m in reversed(list(model.modules())) if hasattr(m, "not_saved")), "")
+
 def save_weights(
     model: torch.nn.Module, # network; its state dict, `config`, `preprocess` and, where it has one, `trained_size` are saved
     path, # file to write, usually *.safetensors
@@ -254,8 +258,7 @@ def save_weights(
     from safetensors.torch import save
     from cmunext_nb import __version__
     model = _unwrapped(model)
-    if any(getattr(m, "is_ensemble", False) for m in model.modules()):
-        raise ValueError(f"Not saved to {path}: an ensemble has a file for each network. Save each of its members.")
+    if why := _why_not_saved(model): raise ValueError(f"Not saved to {path}: {why}")
     kinds = {k: dtype if dtype and v.is_floating_point() else v.dtype for k, v in model.state_dict().items()}
     state = {k: v.detach().to("cpu", kinds[k]).contiguous() for k, v in model.state_dict().items()}
     broken = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]

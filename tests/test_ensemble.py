@@ -154,6 +154,8 @@ def test_neither_saved_inside_a_wrapper_nor_trained_into_files(pair, tmp_path):
     with pytest.raises(ValueError, match="each of its members"): save_weights(TTAWrapper(Ensemble(pair)), tmp_path / "all.safetensors")
     data = torch.zeros(4, 1, 32, 32, dtype=torch.uint8), torch.zeros(4, 1, 32, 32, dtype=torch.uint8)
     with pytest.raises(ValueError, match="each of its members"): fit(Ensemble([network(0)]), data, epochs=1, out=tmp_path / "run", device="cpu", progress=False)
+    with pytest.raises(ValueError, match="no weights of its own"): save_weights(TTAWrapper(pair[0]), tmp_path / "looks.safetensors")
+    with pytest.raises(ValueError, match="network inside it"): fit(TTAWrapper(network(0)), data, epochs=1, out=tmp_path / "run", device="cpu", progress=False)
     assert not list(tmp_path.glob("**/*.safetensors"))
 
 
