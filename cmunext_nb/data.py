@@ -9,7 +9,7 @@ __all__ = ['IMAGE_TYPES', 'PER_IMAGE', 'FOLDER_LAYOUT', 'DATASETS', 'MEDSEGBENCH
            'load_dataset', 'identical_pairs', 'near_pairs', 'data_report', 'DataReport', 'clean_subset']
 
 # %% ../nbs/11_data.ipynb #23a8ef3b
-import hashlib, json, os, random, re, warnings
+import hashlib, json, os, random, re, unicodedata, warnings
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import cmunext_nb
-from .files import cache_dir, fetch, quiet, read_image, read_mask, resize_square, unzip
+from .files import cache_dir, fetch, quiet, read_image, read_mask, resize_square, unzip, _turned
 from .model import unknown_name
 from .weights import atomic_write
 
@@ -37,12 +37,17 @@ def _union(sample, shape):
         mask = read_mask(path)
         if mask.shape != tuple(shape):
             raise ValueError(f"Mask {path} is {mask.shape[1]} x {mask.shape[0]} pixels, its image {sample.image} {shape[1]} x {shape[0]}. "
-                             "Save the mask at the image's own size.")
+                             f"Save the mask at the image's own size.{_turned(sample.image, shape)}")
         total |= mask
     return total
 
 # %% ../nbs/11_data.ipynb #a9802196
-IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_TYPES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif",
+               ".pbm", ".pgm", ".ppm", ".pnm", ".jp2", ".j2k", ".tga", ".pcx")
+
+def _plain(name):
+    "A name with each accented letter as one character, as split lists have it; a Mac's disk may keep two."
+    return unicodedata.normalize("NFC", name)
 
 def _images_in(folder):
     "Image files of a folder in natural order: `a (2)` before `a (10)`."
@@ -53,6 +58,19 @@ def _twice(names):
     "The names that stand there more than once."
     return [n for n, k in Counter(names).items() if k > 1]
 
+# %% ../nbs/11_data.ipynb #c812d189
+_NOTES = (".txt", ".csv", ".tsv", ".xls", ".xlsx", ".json", ".xml", ".yaml", ".yml", ".md", ".doc", ".docx", ".pdf", ".html", ".py", ".ipynb", ".zip", ".db", ".ini", ".log")
+
+def _unread(folder):
+    "Files of a folder that may be images, but of no type that is read; hidden files, lists and notes are none."
+    return sorted(p.name for p in Path(folder).iterdir() if p.is_file() and p.suffix.lower() not in (*IMAGE_TYPES, *_NOTES) and not p.name.startswith("."))
+
+def _warn_left_out(images, masks, lonely):
+    "One warning about files of two folders that are not read, and about masks without an image."
+    left = [("of no image type that is read", folder, _unread(folder)) for folder in dict.fromkeys((Path(images), Path(masks)))] + [("without an image", masks, sorted(lonely))]
+    said = [f"{len(names)} in {folder} {why}: {', '.join(names[:5])}" for why, folder, names in left if names]
+    if said: warnings.warn(f"Files are left out, {'; '.join(said)}. Save image and mask as PNG files of one name, or take away what is neither.")
+
 # %% ../nbs/11_data.ipynb #4dd4cd22
 def pair_files(
     images, # folder of images
@@ -60,19 +78,20 @@ def pair_files(
     rename=("", ""), # (start of the images' names, start of the masks' names), where they differ
 ) -> list: # of `Sample`, in natural order
     "Pair each image with the masks of the same stem, or of the stem with `_mask`, `_mask_1`, ...; an image without a mask is an error, and so are two images of one stem."
-    found, is_mask, shared = {}, re.compile(r"(.+?)_mask(_[0-9]+)?$"), Path(masks) == Path(images)
+    found, is_mask, shared, stem = {}, re.compile(r"(.+?)_mask(_[0-9]+)?$"), Path(masks) == Path(images), lambda p: _plain(p.stem)
     for p in _images_in(masks):
-        match = is_mask.match(p.stem)
-        if match or not shared: found.setdefault(match[1] if match else p.stem, []).append(p)
+        match = is_mask.match(stem(p))
+        if match or not shared: found.setdefault(match[1] if match else stem(p), []).append(p)
     files = [p for p in _images_in(images) if not (shared and is_mask.match(p.stem))]
-    again = _twice(p.stem for p in files)
+    again = _twice(map(stem, files))
     if again: raise ValueError(f"{len(again)} names in {images} belong to more than one image: {', '.join(again[:5])}. Keep one file of each, or rename.")
-    key = lambda p: rename[1] + p.stem[len(rename[0]):]
+    key = lambda p: rename[1] + stem(p)[len(rename[0]):]
+    _warn_left_out(images, masks, [p.name for k in found.keys() - set(map(key, files)) for p in found[k]])
     alone = [p.name for p in files if key(p) not in found]
     if alone:
         raise FileNotFoundError(f"{len(alone)} of {len(files)} images in {images} have no mask in {masks}: {', '.join(alone[:5])}. "
                                 "A mask has the image's stem, or that and _mask; an image without lesion needs an all-black mask.")
-    return [Sample(p.stem, p, tuple(found[key(p)])) for p in files]
+    return [Sample(stem(p), p, tuple(found[key(p)])) for p in files]
 
 # %% ../nbs/11_data.ipynb #7ee16bf7
 PER_IMAGE = ("sizes", "colour", "files", "pixels")  # entries of `meta` that hold one value an image
@@ -217,6 +236,12 @@ def split_names(
     return [n for n in names if n not in chosen], [n for n in names if n in chosen]
 
 # %% ../nbs/11_data.ipynb #19e137a5
+def _listed_names(path):
+    "The names of a list, one a line; UTF-8, with a byte order mark or without."
+    try: text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e: raise ValueError(f"{path} is no text in UTF-8 (byte {e.start + 1} is none). Save it as UTF-8, one name a line.") from None
+    return [_plain(line.strip()) for line in text.splitlines() if line.strip()]
+
 def _split_files(root):
     "Splits written as lists, one name a line: `splits/train1.txt` and `val1.txt`, or `train.txt` and `valid.txt`; {} where there are none."
     splits = {}
@@ -225,7 +250,7 @@ def _split_files(root):
     for train in sorted([*Path(root, "splits").glob("train*.txt"), *beside]):
         end, valid = train.name[len("train"):], partner(train)
         if valid is None: raise FileNotFoundError(f"{train} has no partner: write the other names into {train.with_name('val' + end)}.")
-        parts = [[line.strip() for line in p.read_text(encoding="utf-8").splitlines() if line.strip()] for p in (train, valid)]
+        parts = [_listed_names(p) for p in (train, valid)]
         for p, lines in zip((train, valid), parts):
             if again := _twice(lines): raise ValueError(f"{len(again)} names stand twice in {p}, for example {again[0]!r}. Keep one line of each.")
         both = sorted(set(parts[0]) & set(parts[1]))
@@ -455,7 +480,7 @@ def load_dataset(
     if name not in DATASETS: raise unknown_name("dataset", name, DATASETS)
     if name == "folder" and root is None: raise ValueError(f'Say where: load_dataset("folder", root=...). {FOLDER_LAYOUT}')
     _check_shape(size, channels)
-    names, take, splits = _open_dataset(name, root, size, channels, cache, download, progress)
+    names, take, splits = _open_dataset(name, root, int(size), channels, cache, download, progress)
     parts = tuple(take(part) for part in _choose(splits, split, names, name))
     for data, part in zip(parts, ("train", "valid")): data.meta.update(split=split, part=part)
     return parts

@@ -31,16 +31,21 @@ def _to_uint8(pixels, name, bits=None):
     return (pixels.astype(np.uint64) >> np.uint64(bits - 8)).astype(np.uint8)
 
 # %% ../nbs/08_files.ipynb #76ec3e87
+def _upright(image):
+    "A PIL image as it is meant to be seen: turned as its EXIF tag says."
+    from PIL import ImageOps
+    return ImageOps.exif_transpose(image)
+
 def _decode(source):
     "`source` (path or file object) as a decoded PIL image and its format; every failure names the file and what to do."
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
     name = getattr(source, "name", source) if hasattr(source, "read") else source
     if not (hasattr(source, "read") or isinstance(source, (str, os.PathLike))):
         raise TypeError(f"An image is a path, a file object, a PIL image, an array or a tensor, not {type(source).__name__}.")
     try:
         with Image.open(source) as image:
             image.load()
-            return ImageOps.exif_transpose(image), image.format
+            return _upright(image), image.format
     except FileNotFoundError: raise FileNotFoundError(f"No file {name}. Check the path and the spelling.") from None
     except UnidentifiedImageError:
         raise ValueError(f"{name} is not an image that Pillow can read. Give a PNG, JPEG, BMP or TIFF file.") from None
@@ -70,13 +75,21 @@ def _pixels(source, bits=None):
         first, name, kind = isinstance(source, torch.Tensor), "the array", None
         pixels = _to_uint8(_channels_last(_as_array(source), name, first), name, bits)
     else:
-        image, kind = (source, source.format) if hasattr(source, "getbands") else _decode(source)
+        image, kind = (_upright(source), source.format) if hasattr(source, "getbands") else _decode(source)
         name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "filename", "") or getattr(source, "name", "the image")
         pixels = _to_uint8(image if image.mode[0] in "IF" else image.convert(_mode(image)), name, bits)  # I, F: 16 or 32 bits a pixel
     if pixels.ndim == 3 and pixels.shape[2] == 4:  # see-through pixels show the black background of a scan
         pixels = np.round(pixels[..., :3] * (pixels[..., 3:] / 255)).astype(np.uint8)
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all(): pixels = pixels[..., 0]
     return np.array(pixels, order="C"), name, kind  # a copy: PIL's own pixels are read-only
+
+def _turned(path, shape):
+    "A sentence for errors about a mask that does not fit its image, now (height, width): that EXIF has turned the image by a quarter. Else nothing."
+    from PIL import Image
+    try:
+        with Image.open(path) as image: quarter = image.getexif().get(274, 1) > 4
+    except (OSError, ValueError): return ""  # no file: an array, or "image 2 of 3"
+    return f" The image is stored as {shape[0]} x {shape[1]} pixels and turned by its EXIF orientation: draw the mask on the turned image." * quarter
 
 def _mode(image):
     "The 8-bit mode that keeps everything a PIL image shows."
@@ -140,7 +153,7 @@ def read_mask(
         if _equally_bright(colours.astype(int), counts):
             raise ValueError(f"Mask {name} has two colours that are equally bright, so which is the lesion cannot be told. Save the lesion white on black.")
         pixels = pixels.max(2)
-    return _binary(pixels, name, kind if kind in ("JPEG", "MPO", "WEBP") else None)
+    return _binary(pixels, name, kind if kind in ("JPEG", "MPO", "WEBP", "JPEG2000") else None)
 
 # %% ../nbs/08_files.ipynb #91d10b98
 def resize_square(

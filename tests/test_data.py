@@ -3,6 +3,7 @@ import json
 import os
 import re
 import time
+import unicodedata
 import warnings
 import zipfile
 from hashlib import md5
@@ -421,3 +422,70 @@ def test_busi_splits(busi):
         identical = [(set(p[:2]), p[2]) for p in identical_pairs(valid, train)]
         assert identical == ([({"benign (433)", "malignant (145)"}, "file")] if k == 2 else [])
         assert 15 <= len(near_pairs(valid, train, alike=0.98)) <= 25 and near_pairs(clean_subset(valid), train) == []
+
+
+# what is left out, and names that look alike
+
+def renamed(folder, old, new):
+    "Save a picture of a folder under another name, or as another type, instead."
+    Image.open(folder / old).save(folder / new)
+    (folder / old).unlink()
+
+
+@pytest.mark.parametrize("kind", ["gif", "jfif", "ppm", "pgm", "jp2", "tga", "PNG"])
+def test_usual_types_are_read(tmp_path, kind):
+    folder_of(tmp_path, "abc")
+    for part in ("images", "masks"): renamed(tmp_path / part, "b.png", f"b.{kind}")
+    for name in (".DS_Store", "Thumbs.db", "notes.txt", "table.csv", "readme.md", ".hidden.dcm"): (tmp_path / "images" / name).write_bytes(b"x")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_dataset("folder", root=tmp_path, size=32, split="all")[0].names == list("abc")
+
+
+def test_files_that_are_left_out_are_named_once(tmp_path):
+    folder_of(tmp_path, "abcd")
+    for name in ("images/b.png", "masks/c.png"): (tmp_path / name).rename((tmp_path / name).with_suffix(".dcm"))
+    (tmp_path / "images/c.png").unlink()
+    with pytest.warns(UserWarning) as told: assert load_dataset("folder", root=tmp_path, size=32, split="all")[0].names == ["a", "d"]
+    said, = [str(w.message) for w in told]
+    assert re.search(r"1 in \S*images of no image type that is read: b.dcm; 1 in \S*masks of no image type that is read: c.dcm; 1 in \S*masks without an image: b.png", said)
+
+
+def test_masks_of_an_unread_type_are_named_before_the_error(tmp_path):
+    folder_of(tmp_path, "ab")
+    (tmp_path / "masks/a.png").rename(tmp_path / "masks/a.npy")
+    with pytest.warns(UserWarning, match="a.npy"), pytest.raises(FileNotFoundError, match="1 of 2 images.*a.png"): pair_files(tmp_path / "images", tmp_path / "masks")
+
+
+@pytest.mark.parametrize("forms", [("NFD", "NFC", "NFD"), ("NFC", "NFD", "NFC"), ("NFD", "NFD", "NFC"), ("NFC", "NFC", "NFD")])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_accents_of_one_or_two_characters(tmp_path, forms, encoding):
+    image, mask, listed = (unicodedata.normalize(form, "Übung é") for form in forms)
+    folder_of(tmp_path, "ab")
+    renamed(tmp_path / "images", "a.png", f"{image}.png"); renamed(tmp_path / "masks", "a.png", f"{mask}_mask.png")
+    (tmp_path / "train.txt").write_text(f"{listed}\n", encoding=encoding); (tmp_path / "val.txt").write_text("b\n", encoding=encoding)
+    assert [part.names for part in load_dataset("folder", root=tmp_path, size=32)] == [[unicodedata.normalize("NFC", "Übung é")], ["b"]]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_list_in_another_encoding(tmp_path, encoding):
+    folder_of(tmp_path, "ab")
+    (tmp_path / "train.txt").write_text("Übung\n", encoding=encoding); (tmp_path / "val.txt").write_text("b\n")
+    with pytest.raises(ValueError, match="train.txt is no text in UTF-8.*Save it as UTF-8"): load_dataset("folder", root=tmp_path, size=32)
+
+
+def test_a_mask_of_an_image_that_exif_turned(tmp_path):
+    exif = Image.Exif(); exif[274] = 6
+    folder_of(tmp_path, "ab")
+    save(tmp_path / "images/a.jpg", noise(), exif=exif); (tmp_path / "images/a.png").unlink()
+    with pytest.raises(ValueError, match=r"is 50 x 40 pixels, its image \S*a.jpg 40 x 50.*own size. The image is stored as 50 x 40 pixels and turned by its EXIF orientation: draw"):
+        load_dataset("folder", root=tmp_path, size=32)
+    renamed(tmp_path / "images", "a.jpg", "a.png")  # without the tag
+    save(tmp_path / "masks/a.png", box(0, 0, 50, 40))
+    with pytest.raises(ValueError, match="own size.$"): load_dataset("folder", root=tmp_path, size=32)
+
+
+@pytest.mark.parametrize("whole", [np.int64, np.uint8])
+def test_a_size_of_numpy(tmp_path, whole):
+    folder_of(tmp_path, "ab")
+    assert load_dataset("folder", root=tmp_path, size=whole(32), split="all")[0].images.shape == (2, 3, 32, 32)

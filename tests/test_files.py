@@ -409,3 +409,30 @@ def test_jpeg_masks_of_three_levels_are_refused(tmp_path, levels):
     mask[40:120, 50:200], mask[150:170] = levels[1], levels[2]
     Image.fromarray(mask).save(tmp_path / "mask.jpg", quality=75)
     with pytest.raises(ValueError, match="mask.jpg.*not binary"): read_mask(tmp_path / "mask.jpg")
+
+
+# turned pictures
+
+def turned_file(path, pixels, orientation=6, **options):
+    "A file whose EXIF tag turns it."
+    exif = Image.Exif()
+    exif[274] = orientation
+    return save(path, pixels, exif=exif, **options)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind, options", [("png", {}), ("jpg", {}), ("tif", dict(compression="tiff_lzw")), ("webp", dict(lossless=True))])
+def test_an_opened_picture_is_turned_as_its_file_is(tmp_path, kind, options, orientation):
+    path = turned_file(tmp_path / f"e.{kind}", lesion() * 255, orientation, **options)
+    assert read_image(path).shape == ((1, 40, 50) if orientation < 5 else (1, 50, 40))
+    assert (read_image(Image.open(path)) == read_image(path)).all() and (read_mask(Image.open(path)) == read_mask(path)).all()
+    with Image.open(path) as source:
+        before = source.load() and source.size
+        read_image(source)
+        assert source.size == before  # whose picture it is finds it as it was
+
+
+@pytest.mark.parametrize("kind, options", [("gif", {}), ("pgm", {}), ("tga", {}), ("jp2", {}), ("jp2", dict(quality_mode="rates", quality_layers=[20], irreversible=True))])
+def test_masks_of_other_types(tmp_path, kind, options):
+    path = save(tmp_path / f"m.{kind}", Image.fromarray(lesion(200, 240) * 255), **options)
+    assert (read_mask(path) == lesion(200, 240)).mean() > 0.995
