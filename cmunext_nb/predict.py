@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from .files import read_image, read_mask
+from .files import read_image, read_mask, _turned
 from .metrics import mask_counts, reduce_counts
 from .weights import _unwrapped, atomic_write, preprocess as _preprocess, to_channels
 
@@ -218,16 +218,26 @@ def save_mask(
 Prediction.save = save_mask
 
 # %% ../nbs/16_predict.ipynb #3e5b2f15
+def _for_each_class(truth, n):
+    "The true masks of `n` classes; an error where `truth` is a single mask, or another number of them."
+    shape = tuple(getattr(truth, "shape", ()))
+    if len(shape) != 2 and not isinstance(truth, (str, os.PathLike)) and hasattr(truth, "__len__") and len(truth) == n: return truth
+    given = f"an array {shape}" if shape else len(truth) if isinstance(truth, (list, tuple)) else f"one {type(truth).__name__}"
+    hint = f" Of a map of class numbers make [(map == k) for k in range({n})]." if len(shape) == 2 else ""
+    raise ValueError(f"This network has {n} classes: give a list of {n} masks, or an array ({n}, H, W), not {given}.{hint}")
+
 def _truth(result, truth):
-    "A true mask (path, array, PIL image or tensor) as bool, checked against the prediction's shape."
-    true = np.stack([read_mask(t) for t in truth]) if result.mask.ndim == 3 else read_mask(truth)
-    if true.shape == result.mask.shape: return true > 0
-    raise ValueError(f"The truth for {result.source} has shape {true.shape}, the prediction {result.mask.shape}: give a mask of the image's own size.")
+    "A true mask (path, array, PIL image or tensor), or one for each class, as bool, checked against the prediction's shape."
+    several, shape = result.mask.ndim == 3, result.mask.shape[-2:]
+    masks = [read_mask(t) > 0 for t in (_for_each_class(truth, len(result.mask)) if several else [truth])]
+    for found in (m.shape for m in masks):
+        if found != shape: raise ValueError(f"The truth for {result.source} has shape {found}, the prediction {shape}: give a mask of the image's own size.{_turned(result.source, shape)}")
+    return np.stack(masks) if several else masks[0]
 
 # %% ../nbs/16_predict.ipynb #a711bd22
 def score_mask(
     result, # Prediction; also its method `score`
-    truth, # true mask: path, array (H, W), PIL image or tensor; several classes: one each
+    truth, # true mask: path, array (H, W), PIL image or tensor; several classes: a list with one each, or (num_classes, H, W)
     classes: bool = False, # a list with one score a class, instead of their mean
 ) -> dict:
     "`iou`, `f1`, `precision` and `recall` of the mask."
@@ -242,21 +252,29 @@ def _picture(result):
     "The image as something to draw: grey or RGB; other numbers of channels are averaged."
     return result.image if len(result.image) in (1, 3) else result.image.mean(0, keepdims=True).astype(np.uint8)
 
+def _panels(n, tall):
+    "A new figure's `n` axes for pictures, at most three in a row; `tall`: height over width of a picture."
+    from matplotlib.figure import Figure
+    columns = min(n, 3)
+    rows = -(-n // columns)
+    figure = Figure(figsize=(6.8, rows * (0.35 + 6.2 / (columns + 0.2) * min(1.5, tall))), layout="constrained")
+    return [figure.add_subplot(rows, columns, i + 1) for i in range(n)]
+
 def _draw(result):
     "Image with the outline of the mask; beside it each class's probability and, with several answers, their spread."
-    from matplotlib.figure import Figure
     from cmunext_nb.plot import heat, show_image
     maps, masks = (m if m.ndim == 3 else m[None] for m in (result.probability, result.mask))
-    panels = [(f"probability of class {k}" if len(maps) > 1 else "probability", m, (0, 1)) for k, m in enumerate(maps)]
-    if result.spread is not None and len(maps) == 1: panels.append(("spread of the answers", result.spread, (0, 0.5)))
+    several = len(maps) > 1
+    panels = [(f"probability, class {k}" if several else "probability", m, (0, 1)) for k, m in enumerate(maps)]
+    if result.spread is not None and not several: panels.append(("spread of the answers", result.spread, (0, 0.5)))
     height, width = masks.shape[-2:]
-    figure = Figure(figsize=(6.8, 0.35 + 6.2 / (len(panels) + 1.2) * min(1.5, height / width)), layout="constrained")
-    axes = figure.subplots(1, len(panels) + 1, squeeze=False)[0]
-    show_image(_picture(result), axes[0], f"mask: {masks.any(0).mean():.1%} of the image", masks.any(0), color="prediction")
+    axes, wide = _panels(len(panels) + 1, height / width), max(width, height / 1.5)
+    show_image(_picture(result), axes[0], f"mask: {masks.any(0).mean():.1%}{'' if several else ' of the image'}", masks.any(0), color="prediction")
     for ax, (title, values, limits) in zip(axes[1:], panels):
         heat(_picture(result), values, ax, label="", limits=limits, alpha=0.75)
         ax.set_title(title)
-    return figure
+    for ax in axes: ax.set_xlim((width - wide) / 2 - 0.5, (width + wide) / 2 - 0.5)  # room for the titles of a tall one
+    return axes[0].figure
 
 # %% ../nbs/16_predict.ipynb #54f6e8fb
 def show_mask(

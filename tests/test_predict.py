@@ -494,3 +494,54 @@ def test_stability_at_any_threshold(threshold):
 def test_stability_shrinks_nothing_that_is_sure():
     p = np.where(np.arange(16).reshape(4, 4) < 6, 0.99, 0.01)
     assert _said(p).stability == 1 and _said(0.5 + 0.3 * (p - 0.5)).stability == 0  # the same mask, said with less
+
+
+# several classes, and the picture
+
+def guess(shape, classes=1, seed=0, **more):
+    "A prediction of soft blobs that no network made."
+    coarse = torch.from_numpy(np.random.default_rng(seed).random((classes, 1, 6, 6), dtype=np.float32))
+    p = nn.functional.interpolate(coarse, shape, mode="bilinear")[:, 0].numpy()
+    return Prediction(np.zeros((1, *shape), np.uint8), p if classes > 1 else p[0], **more)
+
+
+def test_the_truth_of_several_classes(tmp_path):
+    r = guess((40, 56), 3)
+    paths = r.save(tmp_path / "m.png")
+    for truth in (paths, tuple(paths), list(r.mask), r.mask, torch.from_numpy(r.mask), torch.from_numpy(r.mask)[:, None], [Image.open(p) for p in paths]):
+        assert r.score(truth)["iou"] == 1 and len(r.score(truth, classes=True)["iou"]) == 3
+    for wrong, said in ((str(paths[0]), "one str"), (paths[0], r"one \w*Path"), (Image.open(paths[0]), "one PngImageFile"), (r.mask[0], r"\(40, 56\)"), (torch.zeros(40, 56), "map == k"),
+                        (paths[:2], r"2\.$"), (r.mask[:2], r"\(2, 40, 56\)"), (r.mask[None], r"\(1, 3, 40, 56\)"), (None, "one NoneType")):
+        for call in (r.score, r.figure)[:1 if wrong is None else 2]:
+            with pytest.raises(ValueError, match=f"3 classes: give a list of 3 masks, or an array .3, H, W., not.*{said}"): call(wrong)
+    with pytest.raises(ValueError, match=r"shape \(9, 9\), the prediction \(40, 56\)"): r.score([*r.mask[:2], np.zeros((9, 9))])
+
+
+def test_a_class_map_as_the_error_says():
+    r = guess((40, 56), 3)
+    map = np.random.default_rng(1).integers(0, 3, (40, 56))
+    assert r.score([(map == k) for k in range(3)]) == r.score(np.stack([map == 0, map == 1, map == 2]))
+
+
+def test_the_truth_of_an_image_that_exif_turned(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(picture()).save(tmp_path / "turned.jpg", exif=exif)
+    r = predict(tiny(), tmp_path / "turned.jpg", size=32)
+    assert r.mask.shape == (56, 40) and np.array_equal(predict(tiny(), Image.open(tmp_path / "turned.jpg"), size=32).mask, r.mask)
+    with pytest.raises(ValueError, match="stored as 56 x 40 pixels and turned by its EXIF"): r.score(np.zeros((40, 56)))
+    with pytest.raises(ValueError, match="own size.$"): predict(tiny(), picture(), size=32).score(np.zeros((56, 40)))
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (300, 90), (90, 300), (400, 20), (150, 100)])
+@pytest.mark.parametrize("classes", [1, 2, 3, 5])
+@pytest.mark.parametrize("threshold", [0.5, 0])  # with 0 the mask covers 100.0%
+def test_titles_neither_meet_nor_leave_the_picture(shape, classes, threshold):
+    r = guess(shape, classes, threshold=threshold)
+    r.spread = r.probability / 2
+    figure = r.figure()
+    figure.draw_without_rendering()
+    boxes = [ax._left_title.get_window_extent() for ax in figure.axes if ax.get_title(loc="left")]
+    assert len(boxes) == (3 if classes == 1 else classes + 1)
+    assert all(figure.bbox.x0 <= b.x0 and b.x1 <= figure.bbox.x1 and b.y1 <= figure.bbox.y1 for b in boxes)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
