@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 from .files import read_mask
-from .layers import as_images, as_logits, deepest_layer, find_layer, randomized, untouched, watch
+from .layers import as_images, as_logits, deepest_layer, find_layer, randomized, untouched, watch, _map_sizes
 from .model import unknown_name
 from .predict import resize, _core, _picture, _target
 
@@ -46,6 +46,13 @@ def _own_mask(mask, shape, what):
     found = read_mask(mask) > 0
     if found.shape != shape: raise ValueError(f"{what} has shape {found.shape}, the image {shape}: give a mask of the image's own size.")
     return found
+
+def _of_class(mask, channel, count):
+    "Of an array or tensor with a mask for each class, (num_classes, H, W), that of class `channel`; anything else as it is. `count()` gives num_classes."
+    shape = tuple(mask.shape) if isinstance(mask, (np.ndarray, torch.Tensor)) else ()
+    if len(shape) != 3 or 1 in (shape[0], shape[2]) or (classes := count()) == 1: return mask
+    if shape[0] == classes: return mask[channel]
+    raise ValueError(f"A mask has shape {shape}, and this network {classes} classes: give a mask (H, W), or one for each class, ({classes}, H, W).")
 
 def _pixel(region, shape):
     "One pixel as bool (H, W)."
@@ -243,9 +250,9 @@ def seg_cam(
     model: nn.Module, # any network that gives logits (N, num_classes, H, W)
     image, # one image: path, array (H, W) or (H, W, C), PIL image, or tensor (C, H, W)
     layer=None, # a name or a module; None: the deepest layer, see `deepest_layer`
-    region="predicted", # a name of `REGIONS`, a pixel (row, column), or a mask (H, W) of your own
+    region="predicted", # a name of `REGIONS`, a pixel (row, column), or a mask (H, W) of your own; of several classes (num_classes, H, W) is taken too
     method: str = "gradcam", # a name of `METHODS`
-    mask=None, # true mask (H, W), for the regions "true", "fp" and "fn"
+    mask=None, # true mask (H, W), for the regions "true", "fp" and "fn"; of several classes (num_classes, H, W) is taken too
     channel: int = 0, # the class that is explained
     threshold: float = 0.5, # a pixel is in the predicted mask where its sigmoid is above this
     size=None, # side, or (height, width), at which the network sees the image; "trained": as `predict`, `model.trained_size`, else 256; None: the image's own
@@ -260,6 +267,7 @@ def seg_cam(
         x = as_images(model, pixels, size)[1]
     name = find_layer(model, deepest_layer(model, x) if layer is None else layer)[0]
     logits, probability, seen = _look(model, x, [name], pixels.shape[-2:], channel)
+    region, mask = (_of_class(m, channel, lambda: _map_sizes(model, x)[1]) for m in (region, mask))
     where, question = find_region(region, probability, mask, threshold)
     raw = _raw_map(method, model, x, name, *_gradients(logits, where, seen, [name])[name], where, channel)
     return CAM(stretch(raw, where.shape).numpy(), raw.numpy(), where, name, method, pixels[0].numpy(), probability, question, channel, size)

@@ -410,3 +410,29 @@ def test_the_figure_belongs_to_nobody(region):
     cam = seg_cam(tiny(), picture(), region=region)
     assert len(cam.figure(control_cam(tiny(), picture(), cam)).axes) == 5 and len(cam.figure().axes) == 3
     assert cam._repr_png_()[:4] == b"\x89PNG" and not plt.get_fignums() and "raw maximum" in repr(cam)
+
+
+# a mask for each class
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_of_a_mask_for_each_class_the_explained_one_is_taken(kind):
+    stack = np.zeros((3, 48, 64), np.uint8)
+    stack[2] = spot()
+    stack[1, 5:9, 5:9] = 255
+    for k in (1, 2):
+        for options in (dict(region="true", mask=kind(stack)), dict(region=kind(stack))):
+            assert np.array_equal(seg_cam(answer(3), picture(), "body.0", channel=k, **options).region, stack[k] > 0)
+    with pytest.raises(ValueError, match="true mask has no pixel"): seg_cam(answer(3), picture(), "body.0", region="true", mask=kind(stack))
+
+
+@pytest.mark.parametrize("shape", [(2, 48, 64), (4, 48, 64), (48, 64, 3)])
+def test_other_stacks_are_refused_where_there_are_several_classes(shape):
+    for options in (dict(region="true", mask=np.ones(shape)), dict(region=np.ones(shape))):
+        with pytest.raises(ValueError, match=r"\d\), and this network 3 classes: give a mask \(H, W\), or one for each class, \(3, H, W\)"): seg_cam(answer(3), picture(), "body.0", **options)
+
+
+def test_single_masks_are_taken_as_before(tmp_path):
+    Image.fromarray(spot()).convert("RGB").save(tmp_path / "m.png")
+    for mask in (spot(), spot()[None], spot()[..., None], torch.from_numpy(spot())[None], tmp_path / "m.png", Image.open(tmp_path / "m.png")):
+        assert np.array_equal(seg_cam(answer(3), picture(), "body.0", region="true", mask=mask, channel=1).region, spot())
+    assert np.array_equal(seg_cam(tiny(), picture(), region=np.stack([spot()] * 3) * 255).region, spot())  # one class: grey in three channels

@@ -9,7 +9,7 @@ __all__ = ['GradCAMLab']
 import numpy as np
 import torch
 from matplotlib.patches import Rectangle
-from ..cam import CAM, METHODS, REGIONS, _gradients, _look, _raw_map, _short, deletion_curve, find_region, rank_correlation, stretch
+from ..cam import CAM, METHODS, REGIONS, _gradients, _look, _of_class, _raw_map, _short, deletion_curve, find_region, rank_correlation, stretch
 from ..files import read_mask
 from . import Lab, Panel, _YOURS, _house, _listed, _version, button, choice, slider, switch, upload
 from .receptive_field import _menu
@@ -26,8 +26,7 @@ def _true_masks(masks, images, n, size, classes):
     if masks is None: masks = getattr(images, "masks", None)
     if masks is None: return [None] * n
     if len(masks) != n: raise ValueError(f"GradCAMLab got {n} images and {len(masks)} masks: give one mask for each image, or none at all.")
-    first = lambda m: m[0] if getattr(m, "ndim", 0) == 3 and len(m) == classes > 1 else m
-    found = [torch.from_numpy(read_mask(first(m)) > 0)[None, None].float() for m in masks]
+    found = [torch.from_numpy(read_mask(_of_class(m, 0, lambda: classes)) > 0)[None, None].float() for m in masks]
     return [torch.nn.functional.interpolate(m, size=size)[0, 0].numpy() > 0.5 for m in found]
 
 # %% ../../nbs/42_gradcam_lab.ipynb #f495868a

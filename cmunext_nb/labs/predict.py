@@ -108,6 +108,7 @@ def _histogram(ax, p, threshold):
     ax.axhline(threshold, color=COLORS["ink"], lw=1.2)
     top = int(np.log10(p.size))
     ax.set(ylim=(0, 1), xlim=(np.log10(0.5), np.log10(p.size * 1.5)), xlabel="pixels", yticks=(0, 0.5, 1), xticks=(0, top), xticklabels=("1", f"{10**top:,}"))
+    if top > 4: ax.get_xticklabels()[-1].set_ha("right")  # else it is cut: the tick stands near the picture's edge
     ax.set_title("threshold", fontsize=8.5)
 
 # %% ../../nbs/44_predict_lab.ipynb #f13c4ee4
