@@ -3,6 +3,7 @@ import base64
 import io
 import re
 
+import matplotlib.figure
 import numpy as np
 import pytest
 import torch
@@ -11,8 +12,10 @@ from PIL import Image
 from cmunext_nb.data import load_dataset
 from cmunext_nb.labs import PredictLab
 from cmunext_nb.labs import png
+from cmunext_nb.labs.predict import _histogram
 from cmunext_nb.model import create_model
 from cmunext_nb.phantom import make_phantom
+from cmunext_nb.plot import _at_home
 from test_labs import alive, arrive, every, leaks, sent_by, uploader
 
 
@@ -262,3 +265,14 @@ def test_a_link_made_before_goes_when_saving_stops(scans):
 def test_the_names_of_files_without_their_folders():
     from cmunext_nb.labs.predict import _scans
     assert [s["name"] for s in _scans([r"C:\scans\a.png", "/home/me/b.png", "c.png"], None)] == ["a.png", "b.png", "c.png"]
+
+
+@pytest.mark.parametrize("shape", [(90, 100), (256, 256), (500, 700), (1100, 1200), (3300, 3300)])
+def test_the_number_of_pixels_is_not_cut(shape):
+    with _at_home():
+        figure = matplotlib.figure.Figure(figsize=PredictLab.size, layout="none")
+        _histogram(figure.add_axes((0.9, 0.14, 0.09, 0.74)), np.linspace(0, 1, shape[0] * shape[1], dtype=np.float32).reshape(shape), 0.5)  # as in `draw`
+        figure.draw_without_rendering()
+    one, most = figure.axes[0].get_xticklabels()
+    assert most.get_text() == f"{10 ** int(np.log10(shape[0] * shape[1])):,}"
+    assert most.get_window_extent().x1 <= figure.bbox.x1 and one.get_window_extent().x1 < most.get_window_extent().x0
