@@ -59,10 +59,11 @@ def _twice(names):
     return [n for n, k in Counter(names).items() if k > 1]
 
 # %% ../nbs/11_data.ipynb #c812d189
-_NOTES = (".txt", ".csv", ".tsv", ".xls", ".xlsx", ".json", ".xml", ".yaml", ".yml", ".md", ".doc", ".docx", ".pdf", ".html", ".py", ".ipynb", ".zip", ".db", ".ini", ".log")
+_NOTES = (".txt", ".csv", ".tsv", ".xls", ".xlsx", ".json", ".xml", ".yaml", ".yml", ".md", ".doc", ".docx", ".pdf", ".html", ".py", ".ipynb", ".zip", ".db", ".ini", ".log",
+          ".safetensors", ".pt", ".pth", ".onnx")
 
 def _unread(folder):
-    "Files of a folder that may be images, but of no type that is read; hidden files, lists and notes are none."
+    "Files of a folder that may be images, but of no type that is read; hidden files, lists, notes and weights are none."
     return sorted(p.name for p in Path(folder).iterdir() if p.is_file() and p.suffix.lower() not in (*IMAGE_TYPES, *_NOTES) and not p.name.startswith("."))
 
 def _warn_left_out(images, masks, lonely):

@@ -436,7 +436,7 @@ def renamed(folder, old, new):
 def test_usual_types_are_read(tmp_path, kind):
     folder_of(tmp_path, "abc")
     for part in ("images", "masks"): renamed(tmp_path / part, "b.png", f"b.{kind}")
-    for name in (".DS_Store", "Thumbs.db", "notes.txt", "table.csv", "readme.md", ".hidden.dcm"): (tmp_path / "images" / name).write_bytes(b"x")
+    for name in (".DS_Store", "Thumbs.db", "notes.txt", "table.csv", "readme.md", "net.safetensors", ".hidden.dcm"): (tmp_path / "images" / name).write_bytes(b"x")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert load_dataset("folder", root=tmp_path, size=32, split="all")[0].names == list("abc")
