@@ -144,6 +144,14 @@ def test_methods_with_passes_of_their_own_leave_the_network_alone(method):
 
 
 @has_library
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scorecam_of_a_network_in_half_precision(dtype):
+    model, layer, region = tiny(), "decoder.0", spot()
+    wanted, cam = seg_cam(model, picture(), layer, region, "scorecam").map, seg_cam(copy.deepcopy(model).to(dtype), picture(), layer, region, "scorecam").map
+    assert np.abs(cam - wanted).mean() < 0.1
+
+
+@has_library
 def test_ablation_is_the_fall_of_the_target_also_where_it_is_negative():
     model, region = answer(), spot()
     x, where = as_images(model, picture())[1], torch.from_numpy(spot())
