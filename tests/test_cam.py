@@ -1,5 +1,5 @@
 """Grad-CAM on anybody's network: the library's maps without the library's habits. The everyday path is checked in nbs/21_gradcam.ipynb."""
-import contextlib, io, sys
+import contextlib, copy, io, sys
 
 import numpy as np
 import pytest
