@@ -208,7 +208,9 @@ class _Tensor(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x): return as_logits(self.model(x))
+    def forward(self, x):
+        own = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), x.dtype)
+        return as_logits(self.model(x.to(own)))  # the library masks images in float32
 
 # %% ../nbs/21_gradcam.ipynb #af8141c6
 def _zeroing():

@@ -19,6 +19,7 @@ from .cpu import page_faults
 from .layers import untouched
 from .model import create_model
 from .predict import at_rest, network_channels
+from .weights import _config_of
 
 # %% ../nbs/22_cost.ipynb #a97a4446
 @contextmanager
@@ -124,7 +125,7 @@ def _side(image_size):
 def _network(model, in_channels):
     "A name and a network for a network or the name of one."
     if isinstance(model, str): return model, create_model(model, in_channels or 3)
-    if isinstance(model, nn.Module): return (getattr(model, "config", None) or {}).get("name", type(model).__name__), model
+    if isinstance(model, nn.Module): return _config_of(model).get("name", type(model).__name__), model
     raise TypeError(f"Got {type(model).__name__}: expected a network (nn.Module) or one of the names that list_models() gives.")
 
 # %% ../nbs/22_cost.ipynb #efef674d

@@ -7,7 +7,7 @@ __all__ = ['KEEP', 'ENGINES', 'GRID', 'scale_shift', 'fold_backward', 'fold_forw
            'read_onnx_metadata', 'Deployed', 'deploy', 'export_program', 'reach', 'predict_tiled']
 
 # %% ../nbs/30_deploy.ipynb #352705f4
-import copy, io, json, logging, tempfile, warnings
+import copy, io, json, logging, math, tempfile, warnings
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import lru_cache
@@ -22,10 +22,10 @@ from .files import quiet
 from .inverted_bottleneck import InvertedBottleneck
 from .layers import as_logits
 from .model import CMUNeXt, DecoderStage, check_input, create_model, unknown_name
-from .predict import Prediction, TTAWrapper, _core, _read, _threshold, at_rest, average_views, network_channels
+from .predict import Prediction, TTAWrapper, _core, _read, _threshold, at_rest, average_views, network_channels, resize
 from .receptive_field import receptive_fields
 from .skip_fusion import SkipFusion
-from .weights import PREPROCESSING, _unwrapped, atomic_write, preprocess as _preprocess, to_channels
+from .weights import PREPROCESSING, _config_of, _unwrapped, atomic_write, preprocess as _preprocess, to_channels
 
 # %% ../nbs/30_deploy.ipynb #355362de
 def scale_shift(
@@ -173,7 +173,7 @@ def export_onnx(
 ) -> Path: # the file
     "One ONNX file of free batch, height and width; its metadata say how pixels are prepared and what the channels mean. Written atomically."
     from cmunext_nb import __version__
-    config, how = getattr(_core(model), "config", None) or {}, getattr(_core(model), "preprocess", "imagenet")
+    config, how = _config_of(_core(model)), getattr(_core(model), "preprocess", "imagenet")
     proto = _onnx(model)
     count = config.get("num_classes") or proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     config = {"in_channels": network_channels(model), "num_classes": count, **config}
@@ -402,8 +402,8 @@ def _described(model):
     if isinstance(model, (str, Path)): about = read_onnx_metadata(model)
     elif isinstance(model, nn.Module):
         core = _core(model)
-        about = dict(config=getattr(core, "config", None), preprocess=dict(name=getattr(core, "preprocess", "imagenet")), trained_size=getattr(core, "trained_size", None))
-        about["config"] = {"in_channels": network_channels(model), **(about["config"] or {})}
+        about = dict(preprocess=dict(name=getattr(core, "preprocess", "imagenet")), trained_size=getattr(core, "trained_size", None))
+        about["config"] = {"in_channels": network_channels(model), **_config_of(core)}
     else: raise TypeError(f"deploy takes a network (nn.Module) or the path of a file written by export_onnx, not {type(model).__name__}.")
     return about["config"], about["preprocess"]["name"], tuple(about.get("trained_size") or ()) or None
 
@@ -480,11 +480,15 @@ def reach(
         config = model.config
         if "name" not in config: raise ValueError("How far this deployed network sees is not known, for it is none of list_models(): give margin=reach(network), with the network that was deployed.")
         model = create_model(config["name"], config["in_channels"], config.get("num_classes", 1), **config.get("overrides", {}))
-    fields, place = receptive_fields(model, image_size=256), torch.arange(256)
+    fields = receptive_fields(model, image_size=256)
     if fields.through or not torch.cat([fields.rows, fields.columns]).isfinite().all():  # a mean over one axis alone is not named in `through`
         raise ValueError(f"This network sees the whole image ({', '.join(fields.through) or 'along one axis'}): no margin is enough, and tiles would change its answer.")
-    far = max(torch.maximum(place - lines[:, 0], lines[:, 1] - place).max().item() for lines in (fields.rows, fields.columns))
-    return -(-int(far) // GRID) * GRID
+    far = 0
+    for lines in (fields.rows, fields.columns):
+        step = 256 / len(lines)  # pixels a logit; where it is not 1, the map is enlarged, and a pixel sees the next logit too
+        place = (torch.arange(len(lines)) + 0.5) * step - 0.5
+        far = max(far, torch.maximum(place - lines[:, 0], lines[:, 1] - place).max().item() + (step if step != 1 else 0))
+    return -(-math.ceil(far) // GRID) * GRID
 
 # %% ../nbs/30_deploy.ipynb #64ec825e
 def _spans(length, tile, margin):
@@ -522,7 +526,7 @@ def predict_tiled(
     with at_rest(model) as (place, dtype):
         for (top, bottom, first, last), (left, right, begin, end) in tqdm(tiles, unit="tile", disable=quiet(progress) or len(tiles) < 4, leave=False):
             x = _preprocess(to_channels(torch.from_numpy(pixels[None, :, top:bottom, left:right]), channels), how)
-            p = average_views(model, x.to(place, dtype))[0][0, :, first - top:last - top, begin - left:end - left].cpu().numpy()
+            p = resize(average_views(model, x.to(place, dtype))[0], x.shape[-2:])[0, :, first - top:last - top, begin - left:end - left].cpu().numpy()
             if probability is None: probability = np.empty((len(p), *pixels.shape[-2:]), np.float32)
             probability[:, first:last, begin:end] = p
     return Prediction(pixels, probability[0] if len(probability) == 1 else probability, threshold, name)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 from .predict import _core, network_channels
-from .weights import load_weights
+from .weights import _config_of, load_weights
 
 # %% ../nbs/16b_ensemble.ipynb #16b00021
 def _read_members(members):
@@ -28,7 +28,7 @@ def _read_members(members):
 def _about(model):
     "What the members of an ensemble must have in common; None where a network does not say."
     core = _core(model)
-    return dict(in_channels=network_channels(model), num_classes=(getattr(core, "config", None) or {}).get("num_classes"),
+    return dict(in_channels=network_channels(model), num_classes=_config_of(core).get("num_classes"),
                 preprocess=getattr(core, "preprocess", "imagenet"), trained_size=getattr(core, "trained_size", None))
 
 # %% ../nbs/16b_ensemble.ipynb #16b00024
@@ -47,7 +47,7 @@ class Ensemble(nn.Module):
             said = [(i, a[k]) for i, a in enumerate(about, 1) if a[k] is not None]
             for i, value in said[1:]:
                 if value != said[0][1]: raise ValueError(f"Network {i} of {len(about)} has {k}={value}, network {said[0][0]} {said[0][1]}: they can't be averaged.")
-        self.config, self.preprocess = next((c for m in self.members if (c := getattr(_core(m), "config", None))), None), about[0]["preprocess"]
+        self.config, self.preprocess = next((c for m in self.members if (c := _config_of(_core(m)))), None), about[0]["preprocess"]
 
     @property
     def trained_size(self): return next((size for m in self.members if (size := _about(m)["trained_size"])), None)

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from .files import read_image, read_mask, _turned
 from .metrics import mask_counts, reduce_counts
-from .weights import _unwrapped, atomic_write, preprocess as _preprocess, to_channels
+from .weights import _channels_of, _unwrapped, atomic_write, preprocess as _preprocess, to_channels
 
 # %% ../nbs/16_predict.ipynb #37c1c66f
 def resize(images: torch.Tensor, # float (N, C, H, W)
@@ -41,11 +41,8 @@ def _core(model):
 def network_channels(
     model, # a network, or a callable with `config` or without
 ) -> int: # channels that it takes
-    "How many channels a network takes: from its config, else from its first convolution, else 3."
-    config = getattr(_core(model), "config", None)
-    if isinstance(config, dict) and "in_channels" in config: return config["in_channels"]
-    modules = model.modules() if isinstance(model, nn.Module) else ()
-    return next((m.in_channels for m in modules if isinstance(m, nn.Conv2d)), 3)
+    "How many channels a network takes: from its `config`, a dict with `in_channels`, else guessed from its convolutions, mostly the first one; else 3."
+    return _channels_of(_core(model))
 
 # %% ../nbs/16_predict.ipynb #ffbf9978
 @contextmanager

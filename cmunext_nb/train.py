@@ -19,7 +19,7 @@ from torch import distributed as dist, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from .model import create_model, unknown_name
-from .weights import _unwrapped, _why_not_saved, atomic_write, preprocess, save_weights, to_channels
+from .weights import _channels_of, _config_of, _unwrapped, _why_not_saved, atomic_write, preprocess, save_weights, to_channels
 from .augment import Augment, augment, augmentations
 from .loss import BCEDiceLoss
 from .metrics import reduce_counts, segmentation_counts
@@ -211,22 +211,23 @@ def _as_data(data, what):
     return data
 
 # %% ../nbs/15_train.ipynb #51e70878
-def _in_channels(model):
-    "How many channels the network takes: from its config, else from its first convolution."
-    config = getattr(_unwrapped(model), "config", None)
-    if config and "in_channels" in config: return config["in_channels"]
-    return next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
-
 def _check_fit(model, data, what):
     "A ValueError if the network's channels and classes are not those of the data."
-    wanted, found = _in_channels(model), data.images.shape[1]
+    wanted, found = _channels_of(model), data.images.shape[1]
     if found not in (1, wanted):
+        guess = "" if "in_channels" in _config_of(model) else f". That was read off its convolutions: if it takes {found}, set model.config = dict(in_channels={found})"
         raise ValueError(f"the network takes {wanted} channels, the {what} images have {found}: "
-                         f"load them with channels={wanted}, or create_model(..., in_channels={found})")
-    classes, found = (getattr(_unwrapped(model), "config", None) or {}).get("num_classes"), data.masks.shape[1]
+                         f"load them with channels={wanted}, or create_model(..., in_channels={found}){guess}")
+    classes, found = _config_of(model).get("num_classes"), data.masks.shape[1]
     if classes not in (None, found):
         raise ValueError(f"the network gives {classes} classes, the {what} masks have {found} channel(s): "
                          f"create_model(..., num_classes={found})")
+
+def _check_format(model):
+    "A TypeError for weights that training would round."
+    for name, p in model.named_parameters():
+        if p.is_floating_point() and p.dtype != torch.float32:
+            raise TypeError(f"the weight {name} is {p.dtype}: training needs float32, so call model.float(); amp= chooses the number format of the convolutions")
 
 # %% ../nbs/15_train.ipynb #0c873251
 def _wanted(model, size):
@@ -235,29 +236,45 @@ def _wanted(model, size):
     size = getattr(_unwrapped(model), "trained_size", None) if isinstance(size, str) else size
     return size if size is None else (size, size) if isinstance(size, int) else tuple(size)
 
+def _as_input(model, images):
+    "uint8 images (N, C, H, W) with the network's channels, normalised as its weights expect them."
+    return preprocess(to_channels(images, _channels_of(model)), getattr(_unwrapped(model), "preprocess", "imagenet"))
+
+def _tensor(output):
+    "What the network gave; a `TypeError` where it is no tensor."
+    if isinstance(output, torch.Tensor): return output
+    raise TypeError(f"the network gave {type(output).__name__}: expected logits (N, num_classes, H, W). Wrap it in a module that returns the tensor; "
+                    "to train several outputs together, write a loop that says how their losses are added")
+
 def _seen_at(model, x, size, layout):
-    "Logits at the images' own size, of a network that sees them at `size`; on the way back probabilities are enlarged, within 14 of 0 as logits."
+    "Logits at the images' own size, of a network that sees them at `size` and in its own number format; on the way back probabilities are enlarged, within 14 of 0 as logits."
     from cmunext_nb.predict import resize  # of the next notebook, which explains it
-    logits = model(resize(x, size).contiguous(memory_format=layout))
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
+    logits = _tensor(model(resize(x, size).to(own).contiguous(memory_format=layout))).float()
     if tuple(size) == tuple(x.shape[-2:]): return logits
     if logits.shape[-2:] != tuple(size): raise ValueError(f"the network gives maps of {tuple(logits.shape[-2:])} for images of {tuple(size)}: expected logits of the images' size")
     if not torch.isfinite(logits).all(): raise ValueError("the logits hold NaN or infinite values")
-    return torch.logit(resize(torch.sigmoid(logits.float()), x.shape[-2:]), eps=1e-6)
+    return torch.logit(resize(torch.sigmoid(logits), x.shape[-2:]), eps=1e-6)
 
 # %% ../nbs/15_train.ipynb #dc6bce5d
+@contextmanager
+def _in_eval(model):
+    "Evaluation mode inside the block; afterwards, also after an error, each part is in its own mode: a norm may be frozen."
+    modes = [(m, m.training) for m in model.modules()]
+    try: yield model.eval()
+    finally:
+        for m, mode in modes: m.training = mode
+
 @torch.no_grad()
 def _count(model, data, device, dtype, loss_fn, batch_size, rank=0, world=1, size=None):
     "Counts (N, num_classes, 4) as `segmentation_counts` gives them, and the summed loss, of images seen at `size`; each process takes its share of them."
     counts = torch.zeros(len(data.images), data.masks.shape[1], 4, dtype=torch.int64)
-    loss, modes = torch.zeros((), dtype=torch.float64), [(m, m.training) for m in model.modules()]
-    model.eval()
+    loss = torch.zeros((), dtype=torch.float64)
     for index in torch.arange(len(data.images))[rank::world].split(batch_size):
-        x = preprocess(to_channels(data.images[index].to(device), _in_channels(model)), getattr(_unwrapped(model), "preprocess", "imagenet"))
-        masks = data.masks[index].to(device)
-        with _autocast(device, dtype): logits = _seen_at(model, x, size or x.shape[-2:], _layout(device))
+        x, masks = _as_input(model, data.images[index].to(device)), data.masks[index].to(device)
+        with _in_eval(model), _autocast(device, dtype): logits = _seen_at(model, x, size or x.shape[-2:], _layout(device))
         counts[index] = torch.stack(segmentation_counts(logits, masks), -1).cpu()
-        loss += loss_fn(logits.float(), masks.float()).cpu().double() * len(index)
-    for m, mode in modes: m.training = mode  # each its own: a norm may be frozen
+        loss += loss_fn(logits, masks.float()).cpu().double() * len(index)
     if world > 1: counts, loss = _summed(counts, device), _summed(loss, device)
     return counts, loss.item()
 
@@ -432,15 +449,29 @@ def _set_size(run):
         run.images, run.masks = run.images.to(run.device), run.masks.to(run.device)
 
 # %% ../nbs/15_train.ipynb #prior002
+def _answer(model, x):
+    "What the network gives for x at rest; torch's generator is left as it was."
+    with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), _in_eval(model): return model(x)
+
+def _last_bias(model, x, classes):
+    "The bias that raises all logits by 1 when it is raised by 1, in eval mode: that of the convolution that gives them. None where no bias does."
+    biases = [m.bias for m in model.modules() if isinstance(m, nn.Conv2d) and m.bias is not None and len(m.bias) == classes]
+    before = _answer(model, x) if biases else None
+    for bias in reversed(biases if isinstance(before, torch.Tensor) else []):
+        own = bias.clone()
+        bias.add_(1)
+        after = _answer(model, x)
+        bias.copy_(own)
+        if (after - before - 1).abs().max() < 1e-3: return bias
+
 @torch.no_grad()
-def _begin_with_share(model, masks):
-    "Set the last bias of a network that has seen no batch yet, so that it answers each class's share of the pixels."
+def _begin_with_share(model, images, masks):
+    "Set the last bias of a network that has seen no batch yet, so that it answers each class's share of the pixels. A network without such a bias is left alone."
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    last = [m for m in model.modules() if isinstance(m, nn.Conv2d)][-1:]
-    new = norms and not any(int(m.num_batches_tracked) for m in norms)
-    if not (new and last and last[0].bias is not None and len(last[0].bias) == masks.shape[1]): return
+    if not norms or any(int(m.num_batches_tracked) for m in norms): return
+    bias = _last_bias(_unwrapped(model), _as_input(model, images[:1].to(norms[0].running_mean.device)), masks.shape[1])
     share = masks.sum((0, 2, 3)) / (len(masks) * masks[0, 0].numel())
-    last[0].bias.copy_(share.clamp(1e-3, 1 - 1e-3).logit())
+    if bias is not None: bias.copy_(share.clamp(1e-3, 1 - 1e-3).logit())
 
 # %% ../nbs/15_train.ipynb #8a291f7e
 def _fused_on_cpu(weights):
@@ -511,12 +542,13 @@ def start_run(
     train, valid = _as_data(train, "training"), None if valid is None else _as_data(valid, "validation")
     for data, what in ((train, "training"), (valid, "validation")):
         if data is not None: _check_fit(model, data, what)
+    _check_format(model)
     if out and (why := _why_not_saved(model)): raise ValueError(f"Nothing can be kept in {out}: {why} Or train without out=.")
     if len(train.images) < world: raise ValueError(f"{len(train.images)} training images are too few for {world} processes")
     model.to(device, memory_format=_layout(device, recipe.amp))
     shape = train.images.shape[-2:]
     model.trained_size = _unwrapped(model).trained_size = _sides(shape, _scale(recipe, 1.0, max(shape)))  # where the recipe ends
-    if recipe.prior: _begin_with_share(model, train.masks)
+    if recipe.prior: _begin_with_share(model, train.images, train.masks)
     dtype, out = pick_precision(device, recipe.amp), out and Path(out)
     return _equip(Run(model, recipe, train, valid, seed, device, dtype, out, rank=rank, world=world, cuda_graph=cuda_graph))
 
@@ -531,8 +563,7 @@ def get_batch(
     if run.recipe.augment is not None:
         generator = torch.Generator().manual_seed(_seed(run.seed, "augment", run.step if step is None else step, run.rank))
         images, masks = augment(images, masks, run.recipe.augment, generator)
-    x = preprocess(to_channels(images, _in_channels(run.model)), getattr(_unwrapped(run.model), "preprocess", "imagenet"))
-    return x.contiguous(memory_format=_layout(run.device, run.recipe.amp)), masks.float()
+    return _as_input(run.model, images).contiguous(memory_format=_layout(run.device, run.recipe.amp)), masks.float()
 
 # %% ../nbs/15_train.ipynb #8a6bb2b6
 class _BeforeDraw(TorchDispatchMode):
@@ -590,7 +621,7 @@ def _not_finite(run, index):
 def _forward(run, x, masks):
     "The loss of a batch, as a tensor."
     wide = wide_norm() if run.device.type == "cpu" else nullcontext()
-    with _own_numbers(run, "dropout", run.step, run.rank), _autocast(run.device, run.dtype), wide: logits = run.net(x)
+    with _own_numbers(run, "dropout", run.step, run.rank), _autocast(run.device, run.dtype), wide: logits = _tensor(run.net(x))
     return run.loss_fn(logits.float(), masks)
 
 class _Recorded:
@@ -841,7 +872,7 @@ def _announce(run):
     r, kind = run.recipe, run.device.type
     detail = f"{torch.get_num_threads()} threads" if kind == "cpu" else torch.cuda.get_device_name(run.device) if kind == "cuda" else "GPU"
     where = f"{kind} ({detail})" + (f" x {run.world} processes" if run.world > 1 else "")
-    name = (getattr(_unwrapped(run.model), "config", None) or {}).get("name") or type(run.model).__name__
+    name = _config_of(run.model).get("name") or type(run.model).__name__
     done = f", going on after epoch {run.epoch}" if run.step else ""
     plan = f"recipe {r.name}: {r.epochs} epochs of {run.steps_per_epoch} steps"
     print(f"Training {name} on {where} in {str(run.dtype)[6:]}, {plan}{done}.", flush=True)

@@ -117,6 +117,19 @@ def _unwrapped(model):
     while isinstance(model, wrappers) or hasattr(model, "_orig_mod"): model = model.module if isinstance(model, wrappers) else model._orig_mod
     return model
 
+# %% ../nbs/07_weights.ipynb #7d6f9071
+def _config_of(model):
+    "The `config` of a network where it is a dict, as ours are; an empty one otherwise."
+    config = getattr(_unwrapped(model), "config", None)
+    return config if isinstance(config, dict) else {}
+
+def _channels_of(model):
+    "How many channels a network takes: what its config says, else its first declared convolution, or the first that takes 1 or 3 where another layer gives what that one takes; else 3."
+    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+    taken, given = [m.in_channels for m in modules if isinstance(m, torch.nn.Conv2d)], [getattr(m, "out_channels", None) for m in modules]
+    likely = [n for n in taken if n in (1, 3)] if taken and taken[0] in given else []
+    return _config_of(model).get("in_channels") or (likely + taken + [3])[0]
+
 # %% ../nbs/07_weights.ipynb #2b6c94e8
 def _classes(config):
     "The classes that a `config` names, and the usual ones of CMUNeXt for the others: argument -> name, without addresses in memory."
@@ -264,7 +277,7 @@ def save_weights(
     broken = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if broken: raise ValueError(f"Not saved to {path}: {broken[0]} holds NaN or infinite values{f' as {dtype}' if dtype else ''}. "
                                 f"Go back to earlier weights{', or save in float32' if dtype else ''}.")
-    about = dict(config=_plain(getattr(model, "config", None)), preprocess=getattr(model, "preprocess", "imagenet"), version=__version__, metadata=metadata)
+    about = dict(config=_plain(_config_of(model)) or None, preprocess=getattr(model, "preprocess", "imagenet"), version=__version__, metadata=metadata)
     if getattr(model, "trained_size", None): about["trained_size"] = list(model.trained_size)
     with atomic_write(path) as file: file.write(save(state, {"cmunext_nb": _to_json(about)}))
     return Path(path)
@@ -290,12 +303,13 @@ def read_metadata(
 # %% ../nbs/07_weights.ipynb #6047ab52
 def _build(path, config):
     "The network that a file's config describes."
-    config = config or {}
+    config = {"overrides": {}, **config} if isinstance(config, dict) else {}  # a file may hold a config of another kind
     code = [k for k, v in config.get("overrides", {}).items() if str(v).startswith("code:")]
-    if not config or code: raise ValueError(f"{path} cannot say in full how its network is built{f' ({code} are code of yours)' if code else ''}: "
-                                            "build it yourself, and give it as `model`.")
+    missing = [k for k in ("name", "in_channels", "num_classes") if k not in config]
+    why = f"its config has no {', no '.join(missing)}" if missing else f"{code} are code of yours"
+    if missing or code: raise ValueError(f"{path} cannot say in full how its network is built ({why}): build it yourself, and give it as `model`.")
     try: return create_model(config["name"], config["in_channels"], config["num_classes"], **config["overrides"])
-    except (KeyError, ValueError) as error: raise ValueError(f"{path} belongs to a network that cannot be built: {error}") from error
+    except ValueError as error: raise ValueError(f"{path} belongs to a network that cannot be built: {error}") from error
 
 # %% ../nbs/07_weights.ipynb #3d23898c
 def load_weights(

@@ -1,5 +1,5 @@
 """Grad-CAM on anybody's network: the library's maps without the library's habits. The everyday path is checked in nbs/21_gradcam.ipynb."""
-import contextlib, io, sys
+import contextlib, copy, io, sys
 
 import numpy as np
 import pytest
@@ -141,6 +141,14 @@ def test_methods_with_passes_of_their_own_leave_the_network_alone(method):
         assert find_layer(model, layer)[1] is module and [n for n, _ in model.named_modules()] == names and not said.getvalue()
         assert np.isfinite(cam.map).all() and cam.raw_max < 1e6 and not module._forward_hooks
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@has_library
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scorecam_of_a_network_in_half_precision(dtype):
+    model, layer, region = tiny(), "decoder.0", spot()
+    wanted, cam = seg_cam(model, picture(), layer, region, "scorecam").map, seg_cam(copy.deepcopy(model).to(dtype), picture(), layer, region, "scorecam").map
+    assert np.abs(cam - wanted).mean() < 0.1
 
 
 @has_library

@@ -18,6 +18,12 @@ TINY = dict(dims=(4, 8, 8), depths=(1, 1, 1), kernel_sizes=(3, 3, 5))
 def tiny(**overrides): return create_model("cmunext_s", **{**TINY, **overrides})
 
 
+def test_a_config_of_another_kind_is_none():
+    model = nn.Conv2d(3, 1, 1)
+    model.config = types.SimpleNamespace(name="theirs")
+    assert cost_table(model, 32)[0]["model"] == "Conv2d" == latency(model, 32, repeats=1, warmup=0).name
+
+
 def state(model):
     "All that a look must not change."
     return ([m.training for m in model.modules()], [(p.requires_grad, p.grad, p.device, p.stride()) for p in model.parameters()],

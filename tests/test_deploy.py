@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -413,3 +414,20 @@ def test_logits_come_back_from_a_card():
 def test_a_callable_without_config_is_taken_by_predict():
     net = Deployed(lambda x: x[:, :1], dict(in_channels=3), "unit", "by hand", "float32")
     assert cn.predict(net, np.zeros((40, 40), np.uint8)).mask.shape == (40, 40)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_logits_at_a_part_of_the_size_are_enlarged_tile_by_tile(steps):
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Conv2d(1 if i == 0 else 4, 4, 3, 2, 1) for i in range(steps)), nn.Conv2d(4, 1, 3, padding=1)).eval()
+    image = np.random.default_rng(0).integers(0, 255, (230, 300), dtype=np.uint8)[:224, :288]
+    whole, tiled = cn.predict(net, image, size=None), predict_tiled(net, image, tile=128)
+    np.testing.assert_allclose(tiled.probability, whole.probability, atol=1e-5)
+
+
+@needs_onnx
+def test_a_config_of_another_kind_is_none(tmp_path):
+    net = nn.Conv2d(1, 1, 3, padding=1).eval()
+    net.config = SimpleNamespace(width=8)
+    assert read_onnx_metadata(export_onnx(net, tmp_path / "n.onnx"))["config"] == dict(in_channels=1, num_classes=1)
+    assert deploy(net, "torch").config == dict(in_channels=1)

@@ -1,4 +1,6 @@
 """Several networks as one: corner cases. The everyday path is checked in nbs/16b_ensemble.ipynb."""
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,12 @@ def pair(): return [network(0), network(1)]
 
 @pytest.fixture(scope="module")
 def scan(): return np.random.default_rng(0).integers(0, 255, (40, 50)).astype(np.uint8)
+
+
+def test_a_config_of_another_kind_is_none(scan):
+    member = nn.Conv2d(3, 1, 1)
+    member.config = types.SimpleNamespace(width=8)
+    assert Ensemble([member, member]).config is None and predict(Ensemble([member, member]), scan).mask.shape == (40, 50)
 
 
 def test_mean_and_spread_are_those_of_the_members(pair, scan):

@@ -218,8 +218,42 @@ def test_other_networks_are_left_alone_where_nothing_fits():
     norm = nn.BatchNorm2d(4)
     for model in (nn.Conv2d(1, 1, 1), nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), norm, nn.Conv2d(4, 1, 1, bias=False)), nn.Sequential(norm, nn.Conv2d(4, 2, 1))):
         before = copy.deepcopy(model.state_dict())
-        _begin_with_share(model, scans()[1])
+        _begin_with_share(model, *scans())
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+class Mixed(nn.Module):
+    "The head is declared first; a gate and a second head follow it. The logits are enlarged."
+    def __init__(self, classes=1):
+        super().__init__()
+        self.head, self.body, self.norm = nn.Conv2d(8, classes, 1), nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8)
+        self.gate, self.aux = nn.Conv2d(8, classes, 1), nn.Conv2d(8, classes, 1)
+
+    def forward(self, x):
+        y = nn.functional.dropout(self.norm(self.body(x)).relu(), 0.1)  # draws in eval mode too
+        y = nn.functional.interpolate(self.head(y * self.gate(y).sigmoid().mean(1, keepdim=True)), size=x.shape[-2:], mode="bilinear")
+        return [y, self.aux(x)] if self.training else y
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_the_share_goes_to_the_convolution_that_gives_the_logits(classes):
+    images, masks = scans()
+    masks, model = masks.repeat(1, classes, 1, 1), Mixed(classes)
+    model.body.eval()
+    before, numbers = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    start_run(model, (images, masks), recipe="muon", device="cpu")
+    changed = [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])]
+    assert changed == ["head.bias"] and torch.equal(numbers, torch.get_rng_state())
+    torch.testing.assert_close(model.head.bias.detach(), masks.float().mean((0, 2, 3)).logit())
+    assert model.training and not model.body.training
+
+
+@pytest.mark.parametrize("last", [nn.Sigmoid, nn.Softplus])
+def test_a_network_that_gives_no_logits_keeps_its_biases(last):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 1), last())
+    before = copy.deepcopy(model.state_dict())
+    _begin_with_share(model, *scans())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])

@@ -1,6 +1,7 @@
 """Training: exact resume, interrupts, bad input, several processes. The everyday path is checked in nbs/15_train.ipynb."""
 import errno, io, json, os, signal, subprocess, sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -411,6 +412,53 @@ def test_evaluate_leaves_each_part_in_its_mode():
     model.eval()
     evaluate(TTAWrapper(model, "mirror"), blobs(3))
     assert not any(m.training for m in model.modules())
+
+
+class Spoilt(nn.Module):
+    "A network whose answer goes through a function."
+    def __init__(self, then):
+        super().__init__()
+        self.inside, self.then, self.config = tiny(), then, SimpleNamespace(width=8)  # an object, as in other libraries
+
+    def forward(self, x): return self.then(self.inside(x))
+
+
+def test_the_modes_are_put_back_after_an_error_and_after_ctrl_c():
+    def stop(_): raise KeyboardInterrupt
+    def fail(_): raise RuntimeError("no memory")
+    for then, error in ((stop, KeyboardInterrupt), (fail, RuntimeError)):
+        model = Spoilt(then).train()
+        model.inside.stem.norm.eval()
+        with pytest.raises(error): evaluate(model, blobs(3))
+        assert model.training and model.inside.head.training and not model.inside.stem.norm.training
+
+
+@pytest.mark.parametrize("then, kind", [(lambda y: dict(out=y), "dict"), (lambda y: [y, y], "list"), (lambda y: (y, y), "tuple")])
+def test_several_outputs_are_refused_in_words(then, kind):
+    with pytest.raises(TypeError, match=f"the network gave {kind}: expected logits.*Wrap it"): evaluate(Spoilt(then), blobs(3))
+    with pytest.raises(TypeError, match=f"the network gave {kind}.*losses are added"): train(Spoilt(then), epochs=1)
+
+
+def test_a_config_of_another_kind_is_none():
+    model = Spoilt(lambda y: y)
+    assert model is train(model, epochs=1)[0] and model.inside.training is False
+    assert evaluate(model, blobs(3)) == evaluate(model.inside, blobs(3)) == pytest.approx(evaluate(TTAWrapper(model, False), blobs(3)), abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_in_other_formats_are_measured_but_not_trained(dtype):
+    model = train(epochs=1)[0]
+    wanted, model = evaluate(model, blobs(4)), model.to(dtype)
+    for size in (None, (24, 24)): assert evaluate(model, blobs(4), size=size)["loss"] == pytest.approx(wanted["loss"], abs=0.1)
+    with pytest.raises(TypeError, match=f"{dtype}: training needs float32.*model.float.*amp="): train(model, epochs=1)
+
+
+def test_a_wrong_guess_of_the_channels_has_a_remedy():
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 3, 1), nn.Conv2d(3, 1, 1))  # a layer gives 4 and another takes 3: ambiguous
+    data = blobs(3, channels=4)
+    with pytest.raises(ValueError, match=r"takes 3 channels.*have 4.*model.config = dict\(in_channels=4\)"): evaluate(model, data)
+    model.config = dict(in_channels=4)
+    assert evaluate(model, data)["n"] == 3
 
 
 def test_files_are_the_weights_of_the_history(tmp_path):
