@@ -97,12 +97,13 @@ def _lines(self, lines, color="white", width=1.1):
     self.figure.add_artist(LineCollection(lines, colors=COLORS.get(color, color), linewidths=width, transform=self.pixels))
 
 def _outline(self, mask, color="white", width=1.1):
-    "Draw the outline of a mask (H, W); a ring around one of a few pixels, which an outline would not show."
+    "Draw the outline of a mask (H, W); a ring, flat at the border, around one of a few pixels, which an outline would not show."
     from contourpy import contour_generator  # matplotlib's own
     mask = as_mask(mask)
     if mask.sum() > 16: return self.lines([line - 1 for line in contour_generator(z=np.pad(mask, 1).astype(float)).lines(0.5)], color, width)
     turn = np.linspace(0, 2 * np.pi, 40)
-    if mask.any(): self.lines([np.argwhere(mask).mean(0)[::-1] + max(mask.shape) / 50 * np.stack([np.cos(turn), np.sin(turn)], 1)], color, width * 1.4)
+    ring = lambda: np.argwhere(mask).mean(0)[::-1] + max(mask.shape) / 50 * np.stack([np.cos(turn), np.sin(turn)], 1)
+    if mask.any(): self.lines([ring().clip(0, np.array(mask.shape[::-1]) - 1)], color, width * 1.4)
 
 Panel.lines, Panel.outline = _lines, _outline
 
