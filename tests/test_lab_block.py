@@ -11,7 +11,7 @@ widgets = pytest.importorskip("ipywidgets")
 
 from cmunext_nb.block import CMUNeXtBlock
 from cmunext_nb.labs import block as lab_block, png
-from cmunext_nb.labs.block import KINDS, BlockLab, hand_block, hand_kernels, maps_entering, small_picture, step_cost, trace_block, window_step
+from cmunext_nb.labs.block import KINDS, BlockLab, Sheet, _width, hand_block, hand_kernels, maps_entering, small_picture, step_cost, trace_block, window_step
 from cmunext_nb.layers import _measure_norms, as_images
 from cmunext_nb.model import create_model
 from test_labs import alive, arrive, every, leaks, uploader
@@ -339,3 +339,19 @@ def test_a_network_that_learned_on_is_asked_again():
     products = window_step(look.maps[look.channel], look.kernel[look.channel], *look.at)[1].sum().item()
     assert abs(products + look.bias - look.trace["sum"][(look.channel, *look.at)].item()) < 1e-4
     assert torch.equal(look.maps, maps_entering(net, "encoder.1.blocks.0", lab.pixels, tuple(lab.grid.shape)).cpu())
+
+
+@pytest.mark.parametrize("channels", [2, 4, 16])
+def test_the_arrows_of_the_mix_begin_and_end_at_the_maps(lab, monkeypatch, channels):
+    "Two maps stand in one row, and leave half of their place empty."
+    arrows, signs, write, arrow = [], [], Sheet.write, Sheet.arrow
+    monkeypatch.setattr(Sheet, "arrow", lambda sheet, start, end, *a: (arrows.append((start, end)), arrow(sheet, start, end, *a)))
+    monkeypatch.setattr(Sheet, "write", lambda sheet, text, x, y, size=12, *a, **k: (signs.append((text, x, size)), write(sheet, text, x, y, size, *a, **k)))
+    lab.figure(part="channels", kernel="edge", channels=channels)
+    h, w = lab.grid.shape
+    columns = -(-channels**0.5 // 1)
+    end = 26 + 186 * (-(-channels // columns) * (h + 1) - 1) / max(-(-channels // columns) * (h + 1) - 1, columns * (w + 1) - 1)
+    (down, _), (_, up) = arrows
+    assert 2 <= down[1] - end <= 6 and 2 <= up[1] - end <= 6
+    (_, x, size), = [s for s in signs if s[0] == "="]
+    assert x + size * _width("=") / 2 < 660 and x - size * _width("=") / 2 > 648  # clear of both frames

@@ -4,6 +4,8 @@ import io
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from PIL import Image
 from torch import nn
 
@@ -227,3 +229,33 @@ def test_masks_as_files_and_one_image_with_its_mask(model, scans, tmp_path):
     for lab in (GradCAMLab(model, paths, masks, size=96), one, GradCAMLab(model, scans[0][1], scans[1][1], size=96), GradCAMLab(model, scans[0][1], scans[1][1:2], size=96)):
         assert (lab.masks[-1] == scans[1][1, 0].numpy()).all()
     assert len(one.names) == 1 and "the true mask of scan 1" in one.put(region="true").sentence.value
+
+
+def test_row_and_column_rest_until_a_pixel_is_asked_about(lab):
+    for region, rest in (("predicted", True), ("pixel", False), ("predicted", True)):
+        lab.put(region=region)
+        assert [lab.controls[n].disabled for n in ("row", "column")] == [rest, rest]
+
+
+def test_the_names_of_the_deletion_curves_lie_on_none_of_them(lab):
+    figure = lab.figure(deletion=True)
+    ax, = figure.axes
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    legend, title, axes = (artist.get_window_extent(renderer) for artist in (ax.get_legend(), ax.title, ax))
+    assert legend.y0 >= axes.y1 - 1 and title.y0 >= legend.y1 and title.y1 <= 0.385 * 470  # where the maps begin
+
+
+def test_the_deletion_curve_is_announced(lab):
+    said = []
+    lab.sentence.observe(lambda change: said.append("Computing ..." in change["new"]), "value")
+    lab._took = 0
+    lab.put(deletion=True)
+    assert said == [True, False]
+
+
+@pytest.mark.parametrize("place", [(0, 95), (95, 0), (0, 0), (40, 50)])
+def test_the_ring_around_a_pixel_stays_in_its_panel(lab, place):
+    "A white line beyond the panel is invisible on the page."
+    figure = lab.figure(region="pixel", row=place[0], column=place[1])
+    rings = [path.vertices for c in figure.artists if isinstance(c, LineCollection) for path in c.get_paths()]
+    assert len(rings) == 3 and all(r.min() >= 0 and r.max() <= 95 and np.ptp(r, 0).min() > 1 for r in rings)

@@ -276,3 +276,27 @@ def test_the_number_of_pixels_is_not_cut(shape):
     one, most = figure.axes[0].get_xticklabels()
     assert most.get_text() == f"{10 ** int(np.log10(shape[0] * shape[1])):,}"
     assert most.get_window_extent().x1 <= figure.bbox.x1 and one.get_window_extent().x1 < most.get_window_extent().x0
+
+
+@pytest.mark.parametrize("pixel_size, words", [(0.0, "covers 12,000 px²"), (0.1, "covers 120 mm²"), (0.01, "covers 1.20 mm²"), (0.001, "covers 0.0120 mm²"), (1.0, "covers 12,000 mm²")])
+def test_an_area_has_three_digits_or_whole_pixels(pixel_size, words):
+    def net(x): return torch.where((torch.arange(120)[:, None] >= 0) & (torch.arange(150) < 100), 9.0, -9.0)[None, None].expand(len(x), 1, 120, 150)
+    lab = PredictLab(net, [np.zeros((120, 150), np.uint8)])
+    assert words in lab.put(pixel_size=pixel_size).sentence.value, lab.sentence.value
+
+
+def test_the_size_of_a_pixel_is_not_kept_for_another_image(lab):
+    lab._take("a.png", np.zeros((1, 40, 40), np.uint8))
+    assert "forgotten" not in lab.sentence.value
+    lab.put(pixel_size=0.1)
+    lab._take("b.png", np.full((1, 40, 40), 9, np.uint8))
+    assert lab.state["pixel_size"] == 0 and "The 0.1 mm per pixel of the image before are forgotten." in lab.sentence.value
+    lab.put(pixel_size=0.2)
+    lab.forget()
+    assert lab.state["pixel_size"] == 0 and "0.2 mm per pixel" in lab.sentence.value
+    assert lab.put(pixel_size=0.3).put(scan=1).state["pixel_size"] == 0.3 and "forgotten" not in lab.sentence.value  # images given together
+
+
+def test_the_link_looks_like_one(lab):
+    offer(lab)
+    assert "text-decoration: underline" in lab.link.value and re.search(r">Click to save [^<]+_mask.png</a> \(", lab.link.value)

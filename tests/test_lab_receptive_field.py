@@ -248,3 +248,39 @@ def test_many_channels_are_drawn_and_a_picture_in_colour_is_refused(channels):
     arrive(uploader(lab), "a.png", file_of(np.random.default_rng(0).integers(0, 255, (20, 20, 3), dtype=np.uint8)))
     assert f"Not possible:</b> the image has 3 channels, the network takes {channels}" in lab.sentence.value and len(lab.names) == 2
     assert "Not possible" not in lab.put(image=1).sentence.value
+
+
+@pytest.mark.parametrize("heat", ["none", "logarithmic"])
+@pytest.mark.parametrize("place", [(32, 32), (0, 63), (63, 0)])
+def test_a_field_larger_than_the_panel_still_looks_large(lab, heat, place):
+    "Beyond the margin its dashed box left the panel, and the wider field looked like one that ends at the border. Its bar stopped in silence."
+    figure = lab.figure(heat=heat, row=place[0], column=place[1])
+    look, (panel, _, curves) = lab.look("left", heat=heat, row=place[0], column=place[1]), figure.axes
+    dashed, = [p for p in panel.patches if p.get_linestyle() not in ("-", "solid")]
+    (x, y), (x1, y1) = dashed.get_xy(), np.add(dashed.get_xy(), (dashed.get_width(), dashed.get_height()))
+    assert panel.get_xlim()[0] < x and x1 < panel.get_xlim()[1] and panel.get_ylim()[1] < y and y1 < panel.get_ylim()[0]
+    arrows = "".join(sorted(line.get_marker() for line in panel.lines if line.get_marker() in tuple("^<v>")))
+    assert look.field.height == 286 and arrows == "".join(sorted("^<v>")) and [t.get_text() for t in panel.texts] == ["286 px in all"]
+    assert [t.get_text() for t in curves.texts][:2] == ["286 px >"] * 2
+    small = lab.figure(heat=heat, layer="encoder.0")
+    assert not any(line.get_marker() in tuple("^<v>") for line in small.axes[0].lines) and not small.axes[0].texts and "px >" not in str([t.get_text() for t in small.axes[2].texts])
+
+
+def test_the_twin_beside_other_kernels_is_said_to_be_the_given_networks(lab):
+    assert "Right, its twin, random weights" in lab.words(**lab.state)
+    lab.put(K5=21, heat="none")
+    figure = lab.figure()
+    assert "Right, given kernels 3 3 7 7 9, random weights" in lab.words(**lab.state) and "twin" not in str([t.get_text() for t in figure.texts])
+
+
+def test_a_network_that_must_be_built_is_announced(lab):
+    said = []
+    lab.sentence.observe(lambda change: said.append("Computing ..." in change["new"]), "value")
+    lab._took = 0
+    lab.put(K5=11)
+    assert said == [True, False]
+    lab._took = 0
+    lab.put(K5=9)
+    lab._took = 0
+    lab.put(K5=11)  # kept
+    assert said == [True] + [False] * 3

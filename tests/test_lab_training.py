@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cmunext_nb.augment import Augment
-from cmunext_nb.labs import png, training as L
+from cmunext_nb.labs import _OLD, png, training as L
 from cmunext_nb.labs.training import Training, TrainingLab, progress_line
 from cmunext_nb.model import create_model
 from cmunext_nb.predict import predict
@@ -610,3 +610,37 @@ def test_no_example_is_shown_twice(n, expected):
     for i in range(n): masks[i, 0, 0, :i + 1] = 1 if i < 16 else 0
     chosen = L._examples(L._as_data((torch.zeros(n, 1, 16, 16, dtype=torch.uint8), masks), "training"))
     assert (chosen[1].flatten(1).sum(1) - 1).tolist() == expected
+
+
+def test_a_training_out_of_sight_is_said_and_can_be_ended():
+    "Who runs the lab's cell again has a new lab, and no button for the training of the old one."
+    gate = Gate(3)
+    old = make(gate, epochs=100)
+    old.start()
+    assert gate.there.wait(LONG)
+    new = make()
+    assert "Another training of this kernel is running (epoch 1/100). Start pauses it; Stop ends it." in new.sentence.value and not new.buttons["stop"].disabled
+    gate.go.set()
+    new.stop()
+    old.wait(LONG)
+    assert old.training.status == "stopped" and new.training is None
+    new.stop()  # it has nothing to do
+    new._settle()
+    assert "images to learn from" in new.sentence.value and new.buttons["stop"].disabled
+
+
+def test_one_epoch_is_one(ink):
+    lab = make(epochs=1)
+    assert ",  1 epoch,  " in str([t.get_text() for t in lab.figure().texts]) and ",  2 epochs,  " in str([t.get_text() for t in lab.figure(epochs=2).texts])
+    assert not lab._board.lines["iou"].get_clip_on()  # its last point lies on the border
+
+
+def test_a_picture_of_other_settings_is_pale(monkeypatch):
+    lab = make()
+    def broken(b): raise RuntimeError("no ink")
+    with monkeypatch.context() as patch:
+        patch.setattr(L, "_packed", broken)
+        lab.refresh()
+    assert _OLD in lab._place._dom_classes and "no ink" in lab.sentence.value
+    lab.refresh()
+    assert _OLD not in lab._place._dom_classes

@@ -98,8 +98,42 @@ def test_an_error_is_said_and_the_last_picture_stays():
     before = lab.picture.value
     lab.controls["level"].value = 9
     assert "Not possible" in lab.sentence.value and "level 9 is out of reach" in lab.sentence.value and lab.picture.value == before
+    assert labs._OLD in lab._place._dom_classes  # pale: the controls say something else
     lab.controls["level"].value = 3
-    assert "Not possible" not in lab.sentence.value
+    assert "Not possible" not in lab.sentence.value and labs._OLD not in lab._place._dom_classes
+    lab.tell("The file is no image.", wrong=True)  # as an upload that is refused: the picture is right all the same
+    assert labs._OLD not in lab._place._dom_classes
+
+
+def test_a_long_drawing_is_announced_and_the_last_change_wins():
+    lab, said = Square(), []
+    lab.sentence.observe(lambda change: said.append(re.sub("<[^>]*>", "", change["new"])), "value")
+    lab.put(level=4)
+    assert said == ["level 4, kind 0"]
+    for level in (5, 6, 9):
+        lab._took = 0.6  # what the drawing before took
+        lab.controls["level"].value = level
+    assert said[1:] == ["Computing ...", "level 5, kind 0", "Computing ...", "level 6, kind 0", "Computing ...", "Not possible: level 9 is out of reach"]
+    lab.put(level=7)
+    assert said[7:] == ["level 7, kind 0"] and lab._took < 0.5  # measured anew
+
+
+def test_the_picture_keeps_its_shape_on_a_narrow_page():
+    "A fixed height would leave blank bands. ipywidgets 7 knows no aspect ratio and no opacity: a style of the page's own does."
+    lab = Square()
+    style = next(w.value for w in every(lab) if isinstance(w, widgets.HTML) and "<style>" in w.value)
+    shape, = [c for c in lab._place._dom_classes]
+    assert f".{shape} {{aspect-ratio: 200 / 100}}" in style and f".{labs._OLD} > * {{opacity" in style
+    for layout in (lab._place.layout, lab.picture.layout): assert layout.height in (None, "auto") and layout.min_height is None
+    panel = next(w for w in every(lab) if isinstance(w, widgets.VBox) and w is not lab)
+    assert panel.layout.min_width == "min(350px, 100%)" and all(c.layout.max_width == "100%" for c in lab.controls.values())
+
+
+def test_without_a_kernel_a_lab_says_what_to_do():
+    "ipywidgets cuts the plain text that a notebook saves at 110 characters."
+    assert repr(Square()).startswith("Square: run this cell") and len(repr(Square()).replace("Square", "ReceptiveFieldLab")) < 110
+    view = Square()._repr_mimebundle_() if hasattr(Lab, "_repr_mimebundle_") else None  # version 7 displays by itself
+    assert view is None or {"text/plain", "application/vnd.jupyter.widget-view+json"} <= set(view) and "PNG" not in view["text/plain"]
 
 
 def test_the_static_twin_is_the_same_picture():

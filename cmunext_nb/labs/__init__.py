@@ -6,7 +6,7 @@
 __all__ = ['LABS', 'new_figure', 'png', 'Panel', 'slider', 'choice', 'switch', 'button', 'upload', 'Lab']
 
 # %% ../../nbs/39_labs.ipynb #4b83f83a
-import html, importlib.util, io, math, sys, threading
+import html, importlib.util, io, math, sys, threading, time
 from contextlib import contextmanager
 
 import ipywidgets as widgets
@@ -97,19 +97,20 @@ def _lines(self, lines, color="white", width=1.1):
     self.figure.add_artist(LineCollection(lines, colors=COLORS.get(color, color), linewidths=width, transform=self.pixels))
 
 def _outline(self, mask, color="white", width=1.1):
-    "Draw the outline of a mask (H, W); a ring around one of a few pixels, which an outline would not show."
+    "Draw the outline of a mask (H, W); a ring, flat at the border, around one of a few pixels, which an outline would not show."
     from contourpy import contour_generator  # matplotlib's own
     mask = as_mask(mask)
     if mask.sum() > 16: return self.lines([line - 1 for line in contour_generator(z=np.pad(mask, 1).astype(float)).lines(0.5)], color, width)
     turn = np.linspace(0, 2 * np.pi, 40)
-    if mask.any(): self.lines([np.argwhere(mask).mean(0)[::-1] + max(mask.shape) / 50 * np.stack([np.cos(turn), np.sin(turn)], 1)], color, width * 1.4)
+    ring = lambda: np.argwhere(mask).mean(0)[::-1] + max(mask.shape) / 50 * np.stack([np.cos(turn), np.sin(turn)], 1)
+    if mask.any(): self.lines([ring().clip(0, np.array(mask.shape[::-1]) - 1)], color, width * 1.4)
 
 Panel.lines, Panel.outline = _lines, _outline
 
 # %% ../../nbs/39_labs.ipynb #39c43648
 _LABEL = {"description_width": "112px"}
 
-def _layout(**more): return widgets.Layout(width="330px", **more)
+def _layout(**more): return widgets.Layout(width="330px", max_width="100%", **more)
 
 def _titled(widget):
     "Let the tooltip repeat the label: without one, ipywidgets 8 shows the word `null`."
@@ -244,7 +245,7 @@ function render({model, el}) {  // once for each place that shows the widget
   img.className = "widget-image"
   const late = setTimeout(() => { img.alt = "The picture of your image was not saved with this notebook. Run the lab again to see one." }, 10000)
   img.onload = () => stale.splice(0).forEach(url => URL.revokeObjectURL(url))  // pictures before would stay in the browser's memory
-  img.style.cssText = "width: 100%; height: 100%; object-fit: contain"
+  img.style.cssText = "width: 100%; height: auto; object-fit: contain"
   el.append(img)
   const show = (content, buffers) => {
     if (!content.alt) return
@@ -277,12 +278,25 @@ def _messenger(layout, on_ready):
     return made
 
 # %% ../../nbs/39_labs.ipynb #f9b36a16
-_FILLING = dict(width="100%", height="100%", margin="0", object_fit="contain")
+_FILLING = dict(width="100%", height="auto", margin="0", object_fit="contain")
+_OLD = "cmunext-lab-old"  # a class of the picture's box while its picture is not of the present state
+_STYLE = f"""<style>
+.{_OLD} {{position: relative}}
+.{_OLD} > * {{opacity: 0.25}}
+.{_OLD}::after {{content: "not drawn with these settings"; position: absolute; left: 50%; top: 50%; transform: translate(-50%, -50%);
+  background: white; color: black; border: 1px solid gray; padding: 4px 12px}}
+"""
+
+def _framed(picture, width, height):
+    "A box that keeps its shape while one picture takes another's place, and the style of its classes: ipywidgets 7 has no layout for either."
+    box, shape = widgets.Box([picture], layout=widgets.Layout(width=f"{width:.0f}px", max_width="calc(100% - 4px)", margin="2px", overflow="hidden")), f"cmunext-lab-{width:.0f}-{height:.0f}"
+    box.add_class(shape)
+    return box, widgets.HTML(f"{_STYLE}.{shape} {{aspect-ratio: {width:.0f} / {height:.0f}}}</style>", layout=widgets.Layout(display="none"))
 
 def _beside(picture, sentence, controls, more):
     "The picture, the controls beside it (below it where the page is narrow), the sentence under both."
     rows = [widgets.Box(list(part), layout=widgets.Layout(flex_flow="row wrap")) for part in (controls, more) if part]
-    panel = widgets.VBox(rows, layout=widgets.Layout(flex="1 1 350px", min_width="350px"))
+    panel = widgets.VBox(rows, layout=widgets.Layout(flex="1 1 350px", min_width="min(350px, 100%)"))
     return [widgets.HBox([picture, panel], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start")), sentence]
 
 # %% ../../nbs/39_labs.ipynb #7a1c20ea
@@ -309,14 +323,13 @@ class Lab(widgets.VBox):
         controls: dict, # name -> widget; names become the arguments of `draw` and `words`
         more: list = (), # further widgets below the controls: buttons, an upload
     ):
-        self.controls, (w, h) = dict(controls), self.size
+        self.controls, self._took = dict(controls), 0.0  # seconds of the last drawing after a change
         self.picture, self.messenger, self._unsaved, self._private = widgets.Image(format="png", layout=_FILLING), None, b"", False
-        fixed = widgets.Layout(width=f"{100 * w:.0f}px", height=f"{100 * h:.0f}px", min_height=f"{100 * h:.0f}px", max_width="100%", margin="2px", overflow="hidden")
-        self._place = widgets.Box([self.picture], layout=fixed)  # it keeps its size while one picture takes another's place
+        self._place, style = _framed(self.picture, *(100 * side for side in self.size))
         self.sentence = widgets.HTML(layout=widgets.Layout(min_height=f"{1.5 * self.lines:.1f}em", width="auto"))
         for control in self._valued().values(): control.observe(self._changed, "value")
         _guard(self, more)
-        super().__init__(_beside(self._place, self.sentence, self.controls.values(), more))
+        super().__init__([*_beside(self._place, self.sentence, self.controls.values(), more), style])
         self._quiet = False
         self.refresh()
 
@@ -337,14 +350,24 @@ class Lab(widgets.VBox):
 def _valued(self): return {n: c for n, c in self.controls.items() if hasattr(c, "value")}
 
 def _changed(self, change):
-    if not self._quiet: self.refresh()
+    if not self._quiet: self._renew()
+
+def _slow(self): return self._took > 0.5
+
+def _renew(self):
+    "Draw after a change. What will take long is announced, which reaches the page at once."
+    if self._slow(): self.tell("Computing ...")
+    began = time.monotonic()
+    self.refresh()
+    self._took = time.monotonic() - began
 
 def _only_known(self, values):
     "A `ValueError` for a name that is no control."
     unknown = set(values) - set(self._valued())
     if unknown: raise ValueError(f"{type(self).__name__} has no control {sorted(unknown)[0]!r}; it has {', '.join(self._valued())}.")
 
-Lab._valued, Lab._changed, Lab._only_known = _valued, _changed, _only_known
+Lab._valued, Lab._changed, Lab._slow, Lab._renew, Lab._only_known = _valued, _changed, _slow, _renew, _only_known
+Lab.__repr__ = lambda self: f"{type(self).__name__}: run this cell to use it; `figure()` draws the same picture without widgets"
 
 # %% ../../nbs/39_labs.ipynb #9335de1f
 def _same(got, asked):
@@ -364,7 +387,7 @@ def _put(self, **values):
         options = [o[1] if isinstance(o, tuple) else o for o in getattr(self.controls[name], "options", ())]
         raise ValueError(f"{name}={value!r} cannot be chosen: {', '.join(map(str, options)) or error}.") from None
     finally: self._quiet = quiet
-    self.refresh()
+    self._renew()
     return self
 
 # %% ../../nbs/39_labs.ipynb #39f53515
@@ -378,13 +401,18 @@ def _figure(self, **values):
 
 # %% ../../nbs/39_labs.ipynb #3fb7fad8
 def _refresh(self):
-    "Draw the present state; an error becomes the sentence."
-    try:
-        with _house():
+    "Draw the present state; an error becomes the sentence, and the picture pales: it is of a state before."
+    with _house():  # also the sentence: what another thread draws next must not be overtaken by it
+        try:
             picture, text = png(self.figure()), self.words(**self.state)
             self.show(picture)
-        self.tell(text)
-    except Exception as error: self.tell(_said(error), wrong=True)
+            self._pale(False)
+            self.tell(text)
+        except Exception as error:
+            self._pale(True)
+            self.tell(_said(error), wrong=True)
+
+def _pale(self, old): (self._place.add_class if old else self._place.remove_class)(_OLD)
 
 def _tell(self, text, wrong=False):
     "Show a sentence of plain text; an error is marked with a word, not with colour alone."
@@ -392,7 +420,7 @@ def _tell(self, text, wrong=False):
     text = f"<b>Not possible:</b> {text}" if wrong else text
     self.sentence.value = f'<div role="status" aria-live="polite" style="line-height:1.5">{text}</div>'
 
-Lab.put, Lab.figure, Lab.refresh, Lab.tell = _put, _figure, _refresh, _tell
+Lab.put, Lab.figure, Lab.refresh, Lab._pale, Lab.tell = _put, _figure, _refresh, _pale, _tell
 
 # %% ../../nbs/39_labs.ipynb #7a1c20ec
 _SHOWING = threading.RLock()  # held for a moment, where drawing may take seconds; always taken after the other one

@@ -277,7 +277,7 @@ def _draw_input(sheet, box, map, kernel_size, at, limit):
 
 # %% ../../nbs/40_block_lab.ipynb #9692b944
 def _draw_maps(sheet, box, maps, at, filled=None):
-    "Maps (C, H, W) as tiles, at most 16; pixels outside of `filled` are pale. Gives the lowest point below the pixel in the last column of tiles."
+    "Maps (C, H, W) as tiles, at most 16; pixels outside of `filled` are pale. Gives the lowest point below the pixel in the last column of tiles, and where the tiles end below."
     (x, y, side, _), (row, column), tones = box, at, _tones(maps[:16], _limit(maps))
     if filled is not None: tones[:, ~filled] = rgb("pale")
     c, h, w, _ = tones.shape
@@ -290,7 +290,7 @@ def _draw_maps(sheet, box, maps, at, filled=None):
     for i, j in places:
         sheet.frame((x + j * cell, y + i * cell, w * cell, h * cell), "line", 0.8)
         sheet.frame((x + (j + column) * cell, y + (i + row) * cell, cell, cell), width=2 if c == 1 else 1.2)
-    return x + (column + 0.5) * cell, y + (row + 1) * cell
+    return x + (column + 0.5) * cell, y + (row + 1) * cell, y + mosaic.shape[0] * cell
 
 # %% ../../nbs/40_block_lab.ipynb #cf7ef771
 _COSTS = (("depthwise", "{k} x {k}, depthwise", "accent1"), ("pointwise", "1 x 1 twice, ratio {e}", "fn"), ("ordinary", "{k} x {k}, ordinary", "muted"))
@@ -392,8 +392,8 @@ def _draw_mix(sheet, look):
 def _draw_mix_words(sheet, look, tall, between, below):
     "The maps of both sides, names and arrows of `_draw_mix`."
     channels, hidden = len(look.trace["space"]), len(look.trace["expand"])
-    _draw_maps(sheet, _LEFT, look.trace["space"], look.at)
-    _draw_maps(sheet, _RIGHT, look.trace["project_norm"], look.at, look.filled)
+    left = _draw_maps(sheet, _LEFT, look.trace["space"], look.at)[2]
+    right = _draw_maps(sheet, _RIGHT, look.trace["project_norm"], look.at, look.filled)[2]
     shown = f"first 16 of {channels}" if channels > 16 else f"{channels} channels"
     for text, x, y in ((f"output of eq. 1: {shown}", 8, 14), (f"output of eq. 3: {shown}", 646, 14),
                        (f"matrix 1: a column for each of {hidden} questions", 206, 242), (f"matrix 2: a row for each of {channels} answers", 206, below + tall + 12)):
@@ -402,9 +402,9 @@ def _draw_mix_words(sheet, look, tall, between, below):
                        ("GELU", 200, between + 27), ("norm", 200, between + 45)): sheet.write(text, x, y, 11, "muted", align=1)
     for x, text in ((689, "sum + bias"), (747, "GELU"), (805, "norm")): sheet.write(text, x, below - 10, 10.5, "muted", align=0.5)
     sheet.write("×", 198, 252 + tall / 2, 16, align=0.5)
-    sheet.write("=", 654, below + tall / 2, 16, align=0.5)
-    sheet.arrow((167, 216), (167, 248), "accent4")
-    sheet.arrow((805, below - 20), (805, 216), "accent4")
+    sheet.write("=", 654, below + tall / 2, 11, align=0.5)
+    sheet.arrow((167, left + 4), (167, 248), "accent4")
+    sheet.arrow((805, below - 20), (805, right + 4), "accent4")
 
 # %% ../../nbs/40_block_lab.ipynb #ce6dd035
 def _words_space(look):

@@ -140,12 +140,12 @@ def _worth_bars(figure, cam, twin):
 def _curve_panel(figure, curves):
     "Deletion curves, or a word that they are off."
     if curves is None: return figure.text(0.715, 0.2, "deletion curve: switched off, it takes 18 passes", ha="center", color=COLORS["muted"], fontsize=8.5)
-    ax = figure.add_axes((0.45, 0.105, 0.53, 0.2))
+    ax = figure.add_axes((0.45, 0.105, 0.53, 0.18))
     ax.set(xlim=(0, 50), ylim=(0, 1.02), xlabel="deleted pixels, % of the image", ylabel="probability")
-    ax.set_title("deletion: mean probability of the region", fontsize=8.5)
+    ax.set_title("deletion: mean probability of the region", fontsize=8.5, pad=17)
     looks = (("the map's order", "accent1", "-"), ("the twin's order", "muted", "--"), ("random patches", "accent2", ":"))
     for curve, (name, color, style) in zip(curves, looks): ax.plot(100 * curve.share, curve.probability, style, color=COLORS[color], marker="o", ms=3, label=name)
-    ax.legend(loc="lower left")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, borderpad=0.2)  # above the axes: curves may go anywhere
 
 # %% ../../nbs/42_gradcam_lab.ipynb #89605a2e
 def _draw(self, figure, deletion, **state):
@@ -171,7 +171,13 @@ def _words(self, deletion, **state):
     if deletion: said.append("Mean probability while deleting: " + ", ".join(f"{c.area:.2f} in {n}" for c, n in zip(self._deleted(cam, twin), ("the map's order", "the twin's", "random patches"))) + ".")
     return " ".join(said)
 
-GradCAMLab.words = _words
+def _refresh(self):
+    "Row and column rest until one pixel is asked about."
+    for name in ("row", "column"): self.controls[name].disabled = self.state["region"] != "pixel"
+    Lab.refresh(self)
+
+GradCAMLab.words, GradCAMLab.refresh = _words, _refresh
+GradCAMLab._slow = lambda self: Lab._slow(self) or self.state["deletion"]
 
 # %% ../../nbs/42_gradcam_lab.ipynb #7f1c93ae
 def _take(self, name, pixels):

@@ -6,7 +6,7 @@
 __all__ = ['PredictLab']
 
 # %% ../../nbs/44_predict_lab.ipynb #cdc26024
-import base64, io, re, time
+import base64, io, math, re, time
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -57,7 +57,7 @@ def _scans(images, masks):
 def _millimetres():
     "A field for the size of a pixel; 0 where it is not known."
     return widgets.BoundedFloatText(value=0.0, min=0.0, max=10.0, step=0.01, description="mm per pixel", style={"description_width": "112px"},
-                                    layout=widgets.Layout(width="330px"))
+                                    layout=widgets.Layout(width="330px", max_width="100%"))
 
 # %% ../../nbs/44_predict_lab.ipynb #535f94d9
 def _result(self, scan=None, threshold=None, mirror=None, **_):
@@ -128,6 +128,11 @@ def _draw(self, figure, scan, threshold, mirror, truth, pixel_size):
 PredictLab.draw = _draw
 
 # %% ../../nbs/44_predict_lab.ipynb #3f01f65d
+def _area(a, unit):
+    "An area with its unit: whole pixels, or three digits of mm²."
+    digits = 2 - math.floor(math.log10(a)) if unit == "mm" else 0
+    return f"{round(a, digits):,.{max(digits, 0)}f} {unit}²"
+
 def _words(self, scan, threshold, mirror, truth, pixel_size):
     "Measures of the mask, and its score where the truth is known."
     result, item = self.result(scan, threshold, mirror), self.scans[scan]
@@ -135,7 +140,7 @@ def _words(self, scan, threshold, mirror, truth, pixel_size):
     if not parts: said = [f"No pixel of {item['name']} is above {threshold:.2f}; the highest probability is {result.probability.max():.3f}."]
     else:
         first, many = parts[0], len(parts) > 1
-        said = [f"{item['name']}, {result.mask.shape[1]} x {result.mask.shape[0]} pixels: the mask covers {sum(p['area'] for p in parts):.0f} {unit}²"
+        said = [f"{item['name']}, {result.mask.shape[1]} x {result.mask.shape[0]} pixels: the mask covers {_area(sum(p['area'] for p in parts), unit)}"
                 f" ({result.mask.mean():.1%}) in {len(parts)} part{'s' if many else ''}. {'The largest: d' if many else 'D'}iameter {first['diameter']:.1f}"
                 f" {unit}, across it {first['across']:.1f} {unit}, outline {first['outline']:.1f} {unit}."]
     said.append(f"Stability {result.stability:.2f}" + ("." if result.agreement is None else f", agreement of {'image and mirror image' if len(_members(self.model)) == 1 else 'all answers'} {result.agreement:.2f}."))
@@ -161,11 +166,12 @@ def _forget_pixels(self):
 
 # %% ../../nbs/44_predict_lab.ipynb #25c97c7e
 def _menu(self, chosen):
-    "Write the menu anew and choose one entry, with one picture."
-    self._quiet = True
+    "Write the menu anew and choose one entry, with one picture. The size of a pixel was that of the image before."
+    self._quiet, known = True, self.state["pixel_size"]
     try: self.controls["scan"].options = [(s["name"], i) for i, s in enumerate(self.scans)]
     finally: self._quiet = False
-    self.put(scan=chosen)
+    self.put(scan=chosen, pixel_size=0.0)
+    if known and "Not possible" not in self.sentence.value: self.tell(f"{self.words(**self.state)} The {known:g} mm per pixel of the image before are forgotten.")
 
 def _forget(self):
     "Forget opened images: pixels, mask and picture."
@@ -189,6 +195,8 @@ def _offer(self):
     try: self.link.value = self._made()
     except Exception as error: self.tell(_said(error), wrong=True)
 
+_LINK = "text-decoration: underline; color: var(--jp-content-link-color, #0b69c7)"  # ipywidgets' own has neither
+
 def _made(self):
     "The mask as a PNG, made in memory: a link to it, or, while an image of the reader is open, a file that the browser saves."
     from PIL import Image
@@ -197,7 +205,8 @@ def _made(self):
     made, safe = buffer.getvalue(), "".join(c for c in name if c.isalnum() or c in "-_") or "image"
     about = f"threshold {self.state['threshold']:.2f}, {len(made) / 1024:.1f} KB"
     if self.messenger is None:
-        return f'<a download="{safe}_mask.png" href="data:image/png;base64,{base64.b64encode(made).decode()}">Save {safe}_mask.png ({about})</a>'
+        link = f'<a download="{safe}_mask.png" href="data:image/png;base64,{base64.b64encode(made).decode()}" style="{_LINK}">'
+        return f"{link}Click to save {safe}_mask.png</a> ({about})"
     self.messenger.send(dict(file=f"{safe}_mask.png"), [made])
     return f'<span role="status">Your browser saves the mask ({about}).</span>'
 

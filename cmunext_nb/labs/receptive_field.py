@@ -6,6 +6,7 @@
 __all__ = ['ReceptiveFieldLab']
 
 # %% ../../nbs/41_receptive_field_lab.ipynb #80ea2605
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -104,7 +105,7 @@ def _layer_of(self, key, layer):
 def _look(self,
     side="left", # "left" or "right"
     **values, # values of controls that replace the present ones
-): # namespace: key, layer, place, field, center, erf, areas
+): # namespace: key, layer, place, field, center, erf, areas, changed (whether the left kernels are others than given)
     "What one side of the picture shows, as numbers; `erf` and `areas` are None without heat, and where no gradient comes through."
     state = {**self.state, **values}
     key, size = self._key(side, state["beside"], state), self.pixels.shape[2:]
@@ -114,7 +115,8 @@ def _look(self,
     cell = tuple(p * m // s for p, m, s in zip(place, fields.map_size, size))
     center = tuple(int((c + 0.5) * s / m) for c, m, s in zip(cell, fields.map_size, size))
     erf, areas = self._effect(key, layer, cell, center, state["image"]) if state["heat"] != "none" else (None, None)
-    return SimpleNamespace(key=key, layer=layer, place=place, field=fields.at(cell), center=center, erf=erf, areas=areas)
+    changed = self._key("left", state["beside"], state) != "given"
+    return SimpleNamespace(key=key, layer=layer, place=place, field=fields.at(cell), center=center, erf=erf, areas=areas, changed=changed)
 
 def _effect(self, key, layer, cell, center, image):
     "The effective field on one image, and the squares that hold its shares."
@@ -128,10 +130,27 @@ def _effect(self, key, layer, cell, center, image):
 
 _SHARES = tuple(s / 20 for s in range(1, 20)) + (0.99,)
 
+# %% ../../nbs/41_receptive_field_lab.ipynb #778a830b
+def _boxed(field, image, ax, color):
+    "`show_field`, where a field larger than the panel is cut: arrows on its dashed line say that it goes on."
+    (h, w), margin = field.image_size, 0.11
+    ends = -margin * h, -margin * w, (1 + margin) * h, (1 + margin) * w
+    cut = [i for i, (e, end) in enumerate(zip(field.unclipped, ends)) if not field.unbounded and (e < end if i < 2 else e > end)]
+    box = tuple(ends[i] if i in cut else e for i, e in enumerate(field.unclipped))
+    show_field(replace(field, unclipped=box), image, ax, color, "", 0.14)
+    for i in cut:
+        upright, place = i % 2 == 1, [(box[0] + box[2] - 1) / 2, (box[1] + box[3] - 1) / 2]  # row, column: the middle of what is drawn
+        place[upright] = box[i] - 0.5
+        ax.plot(*place[::-1], "^<v>"[i], ms=8, color=COLORS[color], clip_on=False)
+        if i > cut[0]: continue
+        place[not upright] += 0.04 * (-h if upright else w)
+        ax.text(*place[::-1], f"{field.width if upright else field.height} px in all", rotation=90 * upright, rotation_mode="anchor", ha="left", va="center", fontsize=7.5, bbox=dict(facecolor="white", lw=0, pad=1))
+
 # %% ../../nbs/41_receptive_field_lab.ipynb #49a10f47
 def _name(self, look):
     "What a network is called."
     if isinstance(look.key, tuple): return f"kernels {' '.join(map(str, look.key))}, random weights"
+    if look.key == "twin" and look.changed: return f"given kernels {' '.join(map(str, self.kernels))}, random weights"
     return dict(given="the network as given", twin="its twin, random weights", other="the other network")[look.key]
 
 def _numbers(look, scale):
@@ -145,25 +164,31 @@ def _panel(self, figure, place, look, image, scale):
     "The image with heat and box, a title above and numbers below."
     ax, (x, y, w, h), pixels = figure.add_axes(place), place, self.pixels[image]
     if len(pixels) not in (1, 3): pixels = pixels.float().mean(0, keepdim=True).byte()  # no picture in colour
-    if look.erf is None: show_field(look.field, pixels, ax, "accent2", "", 0.14)
+    if look.erf is None: _boxed(look.field, pixels, ax, "accent2")
     else:
         m = F.interpolate(look.erf[None, None], [min(s, 64) for s in look.erf.shape], mode="area")[0, 0]  # means: single pixels are noise
         m, limits = m / m.max(), (0, 1)
         if scale == "logarithmic": m, limits = m.clamp(min=1e-5).log10(), (-4, 0)
         draw_heat(pixels, m, ax, None, 0.7, limits)
-        show_field(look.field, None, ax, "fn", "", 0.14)
+        _boxed(look.field, None, ax, "fn")
     for color, width in (("black", 3), ("white", 1.2)): ax.plot(*look.place[::-1], "+", ms=8, mew=width, color=color)
     figure.text(x, y + h + 0.02, _name(self, look), fontsize=9, fontweight="bold")
     figure.text(x, y - 0.02, _numbers(look, scale), fontsize=8, va="top", linespacing=1.5)
 
 # %% ../../nbs/41_receptive_field_lab.ipynb #a6f56cd0
+def _mark(ax, i, size, most, tone, bars):
+    "The theoretical field of a side: a bar, or a mark on the axis; a number where there is no room for all of it."
+    if bars: ax.barh(1 - i, min(size, most), color=tone, height=0.45)
+    elif size <= most: ax.plot([size, size], [0, 0.12 - 0.06 * i], color=tone, lw=3, solid_capstyle="butt")
+    if size > most:
+        text, height = "no end >" if size == float("inf") else f"{size} px >", 1 - i if bars else 0.13 - 0.085 * i
+        ax.text(0.98 * most, height, text, ha="right", va="center", fontsize=7.5, color="white" if bars else tone, fontweight="bold")
+
 def _curves(figure, place, looks, side, scale):
     "Right edge of the picture: shares by size of square, or the fields as bars; the dotted line is the image's longer side."
     ax, tones, bars = figure.add_axes(place), (COLORS["accent1"], COLORS["accent2"]), scale == "none"
     for i, (look, tone, style) in enumerate(zip(looks, tones, ("-", (0, (4, 2))))):
-        reach = min(max(look.field.height, look.field.width), 1.6 * side)
-        if bars: ax.barh(1 - i, reach, color=tone, height=0.45)
-        else: ax.plot([reach, reach], [0, 0.12 - 0.06 * i], color=tone, lw=3, solid_capstyle="butt")
+        _mark(ax, i, max(look.field.height, look.field.width), 1.6 * side, tone, bars)
         if look.areas: ax.plot([0, *(a for a, _ in look.areas.values())], [0, *look.areas], color=tone, ls=style, lw=1.8)
     ax.axvline(side, color=COLORS["ink"], ls=":", lw=1)
     ax.set(xlim=(0, 1.6 * side), xticks=[0, side], ylim=(-0.6, 1.6) if bars else (0, 1))
@@ -231,6 +256,7 @@ class ReceptiveFieldLab(Lab):
     _controls, _built, _key, _layer_of, _effect, _panel = _controls, _built, _key, _layer_of, _effect, _panel
     _take, _drop, _list, fields, network, look = _take, _drop, _list, _fields, _network, _look
     draw, words, forget = _draw, _words, _forget
+    def _slow(self): return Lab._slow(self) or self._key("left", None, self.state) not in ("given", *self._nets)
 
     def __init__(self,
         model=None, # network; None: CMUNeXt-S trained on phantoms

@@ -238,7 +238,7 @@ def _build_curves(b):
     "Lines without points, labels, and a legend."
     line = lambda ax, color, **k: b.axes[ax].plot([], [], color=COLORS.get(color, color), **k)[0]
     b.lines = dict(before_loss=line("loss", "line", label="training before"), steps=line("loss", "#a9cbe3", lw=0.7), valid=line("loss", "accent2", ls="--", label="validation"),
-                   loss=line("loss", "accent1", label="training"), before_iou=line("iou", "line"), iou=line("iou", "accent2", marker=".", ms=5),
+                   loss=line("loss", "accent1", label="training"), before_iou=line("iou", "line"), iou=line("iou", "accent2", marker=".", ms=5, clip_on=False),
                    next=line("rate", "muted", lw=1, ls=":"), plan=line("rate", "accent1", lw=1.2), now=line("rate", "accent1", marker="o", ms=5, clip_on=False))
     for name, ax in b.axes.items():
         ax.set_ylabel(dict(loss="loss", iou="IoU", rate="rate")[name])
@@ -342,10 +342,10 @@ class TrainingLab(Lab):
         self._pen, self._pace, self._line_pace = threading.RLock(), _Pace(), _Pace(least=0.2)
         self.examples = _examples(self.data[1] or self.data[0])
         self._pictures, self._board = _overlays(self.examples), self._styled(lambda: _alive(_build(new_figure(*self.size))))
-        self.progress = widgets.HTML(layout=widgets.Layout(width="330px", height="3.2em"))
+        self.progress = widgets.HTML(layout=widgets.Layout(width="330px", max_width="100%", height="3.2em"))
         self.buttons = {name: button(label, getattr(self, name), icon) for name, label, icon in _BUTTONS}
         for b in self.buttons.values(): b.layout = widgets.Layout(width="158px", margin="2px")
-        super().__init__(self._controls(epochs), [widgets.Box(list(self.buttons.values()), layout=widgets.Layout(flex_flow="row wrap", width="330px")), self.progress])
+        super().__init__(self._controls(epochs), [widgets.Box(list(self.buttons.values()), layout=widgets.Layout(flex_flow="row wrap", width="330px", max_width="100%")), self.progress])
         self._unlock()
 
 # %% ../../nbs/43_training_lab.ipynb #8d38e500
@@ -370,7 +370,7 @@ def _controls(self, epochs):
     recipe = get_recipe(self.recipe_name, **self.settings)
     if not 1e-5 <= recipe.lr <= 1: raise ValueError(f"The learning rate {recipe.lr} lies outside of what the lab's slider has: give 0.00001 to 1, or use `fit`.")
     rate = widgets.FloatLogSlider(value=recipe.lr, base=10, min=-5, max=0, step=0.1, description="Learning rate", readout_format=".5f", continuous_update=False,
-                                  style={"description_width": "112px"}, layout=widgets.Layout(width="330px"))
+                                  style={"description_width": "112px"}, layout=widgets.Layout(width="330px", max_width="100%"))
     rate.set_trait("tooltip" if rate.has_trait("tooltip") else "description_tooltip", rate.description)
     augment = "none" if recipe.augment is None else recipe.augment
     kinds = [(name, name) for name in augmentations] + ([] if augment in augmentations else [("own", augment)])
@@ -441,16 +441,22 @@ def _begin(self, resume):
 TrainingLab._begin = _begin
 
 # %% ../../nbs/43_training_lab.ipynb #a607f9f3
+def _other(self):
+    "For a lab that has not trained yet: what another one trains, that of the same cell before it was run again, for one."
+    return None if self.training else next((t for t in list(_RUNNING.values()) if t.running), None)
+
 def _lab_pause(self):
     "Stop after the present step and keep everything."
     if self.training: self.training.pause()
 
 def _lab_stop(self):
-    "End the training after the present step; `model` keeps the weights."
-    if self.training: self.training.stop()
-    if self.training and not self.training.running: self._settle()
+    "End the training after the present step; `model` keeps the weights. A lab that has not trained yet ends that of another."
+    ending = self.training or self._other()
+    if ending: ending.stop()
+    if ending and not self.training: ending._over.wait(5)  # it finishes its step
+    if ending and not (self.training and self.training.running): self._settle()
 
-TrainingLab.pause, TrainingLab.stop = _lab_pause, _lab_stop
+TrainingLab._other, TrainingLab.pause, TrainingLab.stop = _other, _lab_pause, _lab_stop
 
 # %% ../../nbs/43_training_lab.ipynb #89e27102
 def _watch(self, training):
@@ -495,7 +501,7 @@ def _unlock(self):
     status, b = self.training.status if self.training else "ready", self.buttons
     for control in self.controls.values(): control.disabled = status == "running"
     b["start"].description = "Continue" if status == "paused" else "Start"
-    b["start"].disabled, b["pause"].disabled, b["stop"].disabled = status == "running", status != "running", status not in ("running", "paused")
+    b["start"].disabled, b["pause"].disabled, b["stop"].disabled = status == "running", status != "running", status not in ("running", "paused") and not self._other()
     b["anew"].disabled = status == "running" or status == "ready" and self.out is None
 
 def _settle(self):
@@ -527,7 +533,7 @@ def _view(self, **state):
         lines.update(before_loss=before["loss"], before_iou=before["iou"])
     if t and t.run: lines["now"] = [(t.run.step / t.run.steps_per_epoch, t.run.lr)]
     kind = shown["augment"] if isinstance(shown["augment"], str) else "own"
-    title = (f"{shown['variant']},  recipe {shown['recipe']},  {shown['epochs']} epochs,  learning rate {shown['lr']:.2g},  "
+    title = (f"{shown['variant']},  recipe {shown['recipe']},  {shown['epochs']} epoch{'s' * (shown['epochs'] != 1)},  learning rate {shown['lr']:.2g},  "
              f"augmentation {kind},  seed {shown['seed']}")
     return SimpleNamespace(title=title, epochs=shown["epochs"], lines=lines, pictures=self._pictures[0], scores=self._pictures[1])
 
@@ -553,9 +559,12 @@ def _lab_refresh(self):
     "Draw the present state and say what it is; an error becomes the sentence."
     try:
         self._draw_now()
+        self._pale(False)
         failed = self.training and self.training.status == "failed" and not self._differences()
         self.tell(_in_the_lab(self.training.error) if failed else self.words(**self.state), wrong=bool(failed))
-    except Exception as error: self.tell(_said(error), wrong=True)
+    except Exception as error:
+        self._pale(True)
+        self.tell(_said(error), wrong=True)
 
 TrainingLab.draw, TrainingLab._styled, TrainingLab.refresh = _lab_draw, _styled, _lab_refresh
 
@@ -584,8 +593,9 @@ TrainingLab._differences = _differences
 # %% ../../nbs/43_training_lab.ipynb #5a495048
 def _lab_words(self, **state):
     "What it does, what is kept, and what can be done next."
-    t, (train, valid), changed = self.training, self.data, self._differences()
+    t, (train, valid), changed, other = self.training, self.data, self._differences(), self._other()
     status = t.status if t else "ready"
+    if other: return f"Another training of this kernel is running ({progress_line(other).partition(',')[0]}). Start pauses it; Stop ends it."
     if status == "ready":
         tested = f"{len(valid.images)} to test on" if valid else "none to test on, so the four on the right are training images"
         return (f"{len(train.images)} images to learn from, {tested}, {train.images.shape[-1]} x {train.images.shape[-2]} pixels. "

@@ -57,11 +57,15 @@ def pictures(notebook):
 
 
 def shape(lab):
-    "The picture fills its box without a distortion or a band, and the lab is no wider than the page."
-    seen = lab.picture.evaluate("i => [i.naturalWidth, i.naturalHeight, i.clientWidth, i.clientHeight]")
-    assert abs(seen[0] / seen[1] - seen[2] / seen[3]) < 0.02, f"{lab.name}: a picture of {seen[0]} x {seen[1]} px stands in a box of {seen[2]} x {seen[3]} px"
-    over = lab.output.evaluate("e => e.scrollWidth - e.clientWidth")
-    assert over <= 1, f"{lab.name}: the lab is {over} px wider than the page at 1280 px"
+    "The picture fills its box without a distortion or a band, and the lab is no wider than the page, be it narrow."
+    for width in (700, 1280):
+        lab.page.set_viewport_size(dict(width=width, height=900))
+        lab.page.wait_for_timeout(500)
+        seen = lab.picture.evaluate("i => [i.naturalWidth, i.naturalHeight, i.clientWidth, i.clientHeight, i.parentElement.clientWidth, i.parentElement.clientHeight]")
+        for box in (seen[2:4], seen[4:]):
+            assert abs(seen[0] / seen[1] - box[0] / box[1]) < 0.02, f"{lab.name}: a picture of {seen[0]} x {seen[1]} px stands in a box of {box[0]} x {box[1]} px, on a page of {width} px"
+        over = lab.output.evaluate("e => e.scrollWidth - e.clientWidth")
+        assert over <= 1, f"{lab.name}: the lab is {over} px wider than the page at {width} px"
 
 
 def labels(lab):
