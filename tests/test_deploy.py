@@ -167,20 +167,20 @@ def test_parity(model, file, scans, backend, precision):
 
 @pytest.mark.parametrize("backend, precision", PATHS)
 def test_threads_get_their_own_logits(model, file, scans, backend, precision):
-    "Two threads, two scans, one network: each gets what it would get alone, from the first call on."
-    net, start = engine(model, file, scans, backend, precision), threading.Barrier(2)
-    xs, got = [preprocess(to_channels(scans[i:i + 1], 3), net.preprocess) for i in range(2)], [[], []]
+    "Four threads, four scans, one network: each gets what it would get alone, from the first call on."
+    net, start = engine(model, file, scans, backend, precision), threading.Barrier(4)
+    xs, got = [preprocess(to_channels(scans[i:i + 1, :, 64:192, 64:192], 3), net.preprocess) for i in range(4)], [[] for _ in range(4)]
 
     def serve(i):
         start.wait()
         for _ in range(8): got[i].append(net(xs[i]))
 
-    threads = [threading.Thread(target=serve, args=(i,)) for i in range(2)]
+    threads = [threading.Thread(target=serve, args=(i,)) for i in range(4)]
     for t in threads: t.start()
     for t in threads: t.join()
     alone = [net(x) for x in xs]
-    assert len(got[0]) == len(got[1]) == 8 and (alone[0] - alone[1]).abs().max() > 0.5
-    assert not [(i, k) for i in range(2) for k, y in enumerate(got[i]) if (y - alone[i]).abs().max() > 1e-3]
+    assert [len(g) for g in got] == [8] * 4 and (alone[0] - alone[1]).abs().max() > 0.5
+    assert not [(i, k) for i in range(4) for k, y in enumerate(got[i]) if (y - alone[i]).abs().max() > 1e-3]
 
 
 def test_an_engine_is_copied_but_not_pickled(model):
