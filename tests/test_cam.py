@@ -410,3 +410,15 @@ def test_the_figure_belongs_to_nobody(region):
     cam = seg_cam(tiny(), picture(), region=region)
     assert len(cam.figure(control_cam(tiny(), picture(), cam)).axes) == 5 and len(cam.figure().axes) == 3
     assert cam._repr_png_()[:4] == b"\x89PNG" and not plt.get_fignums() and "raw maximum" in repr(cam)
+
+
+def test_inside_inference_mode():
+    "Gradients are computed all the same; weights made inside of it know none, and that is said."
+    model, image = tiny(), picture()
+    wanted = seg_cam(model, image, region=spot()).map
+    with torch.inference_mode():
+        for given in (image, torch.from_numpy(image.copy())[None]): assert np.array_equal(seg_cam(model, given, region=spot()).map, wanted)
+        assert torch.is_inference_mode_enabled()
+        inside = create_model("cmunext_s", **TINY)
+        with pytest.raises(ValueError, match="made under torch.inference_mode"): seg_cam(inside, image, region=spot())
+    with pytest.raises(ValueError, match="made under torch.inference_mode"): seg_cam(inside, image, region=spot())
