@@ -279,7 +279,7 @@ def test_a_file_in_the_folder_s_place(tmp_path):
 @pytest.mark.parametrize("augment", ["fast", "strong"])
 def test_another_default_number_format(augment):
     torch.set_default_dtype(torch.float64)
-    try: history = fit(tiny().float(), blobs(), recipe="fast", epochs=1, augment=augment, amp=False, progress=False)
+    try: history = fit(tiny(), blobs(), recipe="fast", epochs=1, augment=augment, amp=False, progress=False)
     finally: torch.set_default_dtype(torch.float32)
     assert history.last["loss"] > 0
 
