@@ -19,7 +19,7 @@ from torch import distributed as dist, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from .model import create_model, unknown_name
-from .weights import _unwrapped, _why_not_saved, atomic_write, preprocess, save_weights, to_channels
+from .weights import _remedy, _unwrapped, _why_not_saved, atomic_write, preprocess, save_weights, to_channels
 from .files import _bars_move, _told_quiet
 from .augment import Augment, augment, augmentations
 from .loss import BCEDiceLoss
@@ -763,7 +763,8 @@ def _writing(run):
     "Turn an error while writing into one that says what is safe."
     try: yield
     except OSError as e:
-        kept = f"{str(e.strerror or e).rstrip('.')}. The model keeps its weights of epoch {run.epoch}"
+        what = f"Could not write {e.filename}: {e.strerror}. {_remedy(e)}" if e.filename else str(e.strerror or e)
+        kept = f"{what.rstrip('.')}. The model keeps its weights of epoch {run.epoch}"
         if os.path.isfile(run.out / "state.pt"): kept += f", and the files of earlier epochs in {run.out} are whole: calling fit again goes on from there"
         raise OSError(e.errno, f"{kept}.") from e
 
