@@ -72,7 +72,7 @@ def warp(
     padding: str = "reflection", # what lies outside: "reflection", "border" or "zeros"
 ) -> torch.Tensor: # (N, C, H, W) uint8
     "Read a batch at the places of a grid."
-    out = F.grid_sample(batch.float(), grid, mode, padding, align_corners=False)
+    out = F.grid_sample(batch.float(), grid.float(), mode, padding, align_corners=False)
     return torch.empty_like(batch).copy_(out.round_())
 
 # %% ../nbs/12_augment.ipynb #80a7ea23
@@ -104,7 +104,7 @@ def soften(
     "Blur each image by its own amount."
     x = images.float()
     mean = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    return torch.lerp(x, mean, amount.to(x.device).view(-1, 1, 1, 1)).round_().to(torch.uint8)
+    return torch.lerp(x, mean, amount.to(x).view(-1, 1, 1, 1)).round_().to(torch.uint8)
 
 # %% ../nbs/12_augment.ipynb #22f07336
 def speckle(

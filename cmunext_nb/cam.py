@@ -248,6 +248,7 @@ def _raw_map(method, model, x, layer, activation, gradient, region, channel=0):
     return raw.nan_to_num(0, 0, 0).relu()
 
 # %% ../nbs/21_gradcam.ipynb #8913b274
+@torch.inference_mode(False)
 def seg_cam(
     model: nn.Module, # any network that gives logits (N, num_classes, H, W)
     image, # one image: path, array (H, W) or (H, W, C), PIL image, or tensor (C, H, W)
@@ -262,6 +263,7 @@ def seg_cam(
     "Which places of a layer speak for a region's logits, as a map of the image's size. Mode, weights and gradients are as before, also after an error."
     if method not in METHODS: raise unknown_name("method", method, METHODS)
     if getattr(model, "is_ensemble", False): raise ValueError("An ensemble has a map for each of its networks: explain its members one by one.")
+    if any(p.is_inference() for p in model.parameters()): raise ValueError("This network was made under torch.inference_mode, so its weights know no gradients: build or load it outside of it.")
     pixels, x = as_images(model, image)
     if len(pixels) != 1: raise ValueError(f"seg_cam explains one image; here are {len(pixels)}. Call it once for each.")
     if size is not None:

@@ -34,7 +34,7 @@ def run_demo(
     train, valid = load_dataset(data, split=split, size=settings.pop("size"))
     print(f"{data}: {len(train)} images to learn from, {len(valid)} held out, {train.images.shape[-1]} x {train.images.shape[-2]} pixels")
     torch.manual_seed(seed)
-    model, epochs = create_model("cmunext_s"), epochs or settings["epochs"]
+    model, epochs = create_model("cmunext_s"), settings["epochs"] if epochs is None else epochs
     history = fit(model, train, valid, recipe="fast", seed=seed, out=out, device=device, **dict(settings, epochs=epochs))
     if history.interrupted: raise KeyboardInterrupt(history.message)
     report = dict(data=data, split=split, seed=seed, epochs=epochs, figures=figures(model, history, valid, data, device))
@@ -108,3 +108,4 @@ def main(args=None):
 if __name__ == "__main__":
     try: main()
     except KeyboardInterrupt as e: raise SystemExit(str(e) or "interrupted; the same command goes on")
+    except (OSError, ValueError) as e: raise SystemExit(f"error: {e}")

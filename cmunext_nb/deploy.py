@@ -7,7 +7,7 @@ __all__ = ['KEEP', 'ENGINES', 'GRID', 'scale_shift', 'fold_backward', 'fold_forw
            'read_onnx_metadata', 'Deployed', 'deploy', 'export_program', 'reach', 'predict_tiled']
 
 # %% ../nbs/30_deploy.ipynb #352705f4
-import copy, io, json, logging, math, tempfile, warnings
+import copy, io, json, logging, math, tempfile, threading, warnings
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import lru_cache
@@ -25,7 +25,7 @@ from .model import CMUNeXt, DecoderStage, check_input, create_model, unknown_nam
 from .predict import Prediction, TTAWrapper, _core, _read, _threshold, at_rest, average_views, network_channels, resize
 from .receptive_field import receptive_fields
 from .skip_fusion import SkipFusion
-from .weights import PREPROCESSING, _config_of, _unwrapped, atomic_write, preprocess as _preprocess, to_channels
+from .weights import PREPROCESSING, _config_of, _to_json, _unwrapped, atomic_write, preprocess as _preprocess, to_channels
 
 # %% ../nbs/30_deploy.ipynb #355362de
 def scale_shift(
@@ -174,6 +174,7 @@ def export_onnx(
     "One ONNX file of free batch, height and width; its metadata say how pixels are prepared and what the channels mean. Written atomically."
     from cmunext_nb import __version__
     config, how = _config_of(_core(model)), getattr(_core(model), "preprocess", "imagenet")
+    metadata = json.loads(_to_json(metadata))  # what JSON cannot hold is found out before the export
     proto = _onnx(model)
     count = config.get("num_classes") or proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     config = {"in_channels": network_channels(model), "num_classes": count, **config}
@@ -194,11 +195,14 @@ def read_onnx_metadata(
     "What an ONNX file of ours says about itself."
     onnx = _need("onnx", "An ONNX file")
     if not Path(path).is_file(): raise FileNotFoundError(f"There is no file at {path}: check the path.")
-    try: proto = onnx.load(str(path), load_external_data=False)
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+        found = {p.key: p.value for p in proto.metadata_props}.get("cmunext_nb", None if proto.graph.node else "{}")  # an empty file loads too
+        about = found and json.loads(found)
+        if about is not None: about["config"], about["preprocess"]["name"]
     except Exception as error: raise ValueError(f"{path} cannot be read as an ONNX file: it is damaged or of another kind. Export it again.") from error
-    found = {p.key: p.value for p in proto.metadata_props}.get("cmunext_nb")
-    if found is None: raise ValueError(f"{path} was not written by export_onnx: it does not say how its images are prepared.")
-    return json.loads(found)
+    if about is None: raise ValueError(f"{path} was not written by export_onnx: it does not say how its images are prepared.")
+    return about
 
 # %% ../nbs/30_deploy.ipynb #7e971b04
 class Deployed:
@@ -227,6 +231,15 @@ class Deployed:
         logits = self._run(x.detach().float())
         return logits.cpu().numpy() if isinstance(images, np.ndarray) else logits.to(x.device)
 
+    def __deepcopy__(self, memo):
+        memo[id(self)] = new = object.__new__(type(self))
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return new
+
+    def __copy__(self): return self.__deepcopy__({id(v): v for v in self.__dict__.values()})
+
+    def __reduce__(self): raise TypeError("An engine lives in one process: deploy the file again in each.")
+
 # %% ../nbs/30_deploy.ipynb #b2d5776e
 def _in_onnxruntime(data, threads):
     "A function that runs ONNX bytes in ONNX Runtime on the CPU."
@@ -252,12 +265,14 @@ def _in_openvino(model, threads, hint, eight_bit=False, fixed=None):
     settings = dict(INFERENCE_NUM_THREADS=threads, PERFORMANCE_HINT="LATENCY", INFERENCE_PRECISION_HINT=hint)
     compiled = ov.Core().compile_model(model, "CPU", settings)
     chosen = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    small, own = lru_cache(4)(lambda shape: _of_one_shape(ov, fixed or model, shape, settings)), {}
+    small, own, lock = lru_cache(4)(lambda shape: _of_one_shape(ov, fixed or model, shape, settings)), {}, threading.Lock()
     def engine(shape):
         if eight_bit and max(shape[2:]) < _SMALL: return small(shape)
         if shape not in own and len(own) < _OWN and shape[0] * shape[2] * shape[3] <= _PIXELS: own[shape] = _of_one_shape(ov, fixed or model, shape, settings)
         return own.get(shape, compiled)
-    def run(x): return torch.from_numpy(np.array(engine(tuple(x.shape))(x.cpu().contiguous().numpy())[0]))
+    def run(x):
+        with lock: net = engine(tuple(x.shape))
+        return torch.from_numpy(net.infer_new_request(x.cpu().contiguous().numpy())[0])  # a request of its own: other threads may ask at the same time
     return run, dict(f32="float32", bf16="bfloat16", f16="float16").get(chosen, chosen)
 
 # %% ../nbs/30_deploy.ipynb #30c00004

@@ -6,7 +6,7 @@
 __all__ = ['read_image', 'read_mask', 'resize_square', 'quiet', 'ResumableDownload', 'fetch', 'unzip', 'cache_dir']
 
 # %% ../nbs/08_files.ipynb #50567f4b
-import os, re
+import os, re, sys, warnings
 from pathlib import Path
 
 import numpy as np
@@ -170,11 +170,20 @@ def resize_square(
     return np.array(Image.fromarray(pixels).resize((size, size), how))  # a copy: PIL's own pixels are read-only
 
 # %% ../nbs/08_files.ipynb #833118a5
+def _told_quiet(): return os.environ.get("CMUNEXT_QUIET", "") not in ("", "0")
+
+def _bars_move():
+    "Whether a bar can be drawn over: in a notebook and in a terminal, not in a log file."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tqdm's advice to install ipywidgets
+        from tqdm.autonotebook import tqdm
+    return "notebook" in tqdm.__module__ or sys.stderr is not None and sys.stderr.isatty()
+
 def quiet(
     progress: bool = True, # what the caller asked for
 ) -> bool: # True where no bar shall be shown
-    "Whether to do without progress bars: where they are not wanted, or where the variable `CMUNEXT_QUIET` is set."
-    return not progress or bool(os.environ.get("CMUNEXT_QUIET"))
+    "Whether to do without progress bars: where they are not wanted, where `CMUNEXT_QUIET` is set (to other than 0), or where they would fill a log file."
+    return not progress or _told_quiet() or not _bars_move()
 
 # %% ../nbs/08_files.ipynb #707b40d0
 def _transfer(url, part, progress):

@@ -473,4 +473,6 @@ def main(
     print(f"{words.n} phantoms in {write_phantoms(words.folder, words.n, words.size, words.seed)}")
 
 # %% ../nbs/10_phantom.ipynb #5a1f92e9
-if __name__ == "__main__" and "__file__" in globals(): main()  # a notebook is "__main__" too, but has no file
+if __name__ == "__main__" and "__file__" in globals():  # a notebook is "__main__" too, but has no file
+    try: main()
+    except (OSError, ValueError) as e: raise SystemExit(f"error: {e}")

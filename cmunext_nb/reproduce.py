@@ -8,6 +8,7 @@ __all__ = ['SYSTEMS', 'build_system', 'pack_dataset', 'load_packed', 'changed_fi
 
 # %% ../nbs/49_reproduce.ipynb #baf1d4e4
 import argparse, json, math, os, platform, signal, statistics, subprocess, sys, tempfile, time, zipfile, zlib
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -16,8 +17,8 @@ import numpy as np
 import torch
 import cmunext_nb
 from .model import PlainFusion, PlainStage, create_model, list_models, unknown_name
-from .weights import atomic_write, load_weights
-from .data import SegmentationData, clean_subset, load_dataset
+from .weights import _remedy, atomic_write, load_weights
+from .data import SegmentationData, _open_dataset, clean_subset, load_dataset
 from .predict import TTAWrapper
 from .train import Recipe, _changed, _checksum, evaluate, fit, get_recipe, pick_device, pick_precision, recipes
 
@@ -41,15 +42,20 @@ def build_system(
     return model if start == shipped else load_weights(start, model)
 
 # %% ../nbs/49_reproduce.ipynb #82918c64
+def _splits_of(name, root, size):
+    "Numbers of the splits that a set comes with; 1, 2 and 3 where it has no lists and is divided at random."
+    load_dataset(name, root, split="all", size=size)  # says what is wrong with the name or the folder
+    return tuple(_open_dataset(name, root, size, 3, True, True, True)[2]) or (1, 2, 3)
+
 def pack_dataset(
     name: str, # a name for `load_dataset`
     path, # file to write, "busi_256.npz"
     root=None, # folder of the set
     size: int = 256, # side in pixels
-    splits=(1, 2, 3), # which splits travel along
+    splits=None, # which splits travel along; None: those that the set has
 ) -> Path:
     "Write a set and its splits as one compressed file that `load_packed` reads without running code."
-    parts = {str(s): load_dataset(name, root, split=s, size=size) for s in splits}
+    parts = {str(s): load_dataset(name, root, split=s, size=size) for s in splits or _splits_of(name, root, size)}
     together = {n: (d, i) for pair in parts.values() for d in pair for i, n in enumerate(d.names)}
     images = torch.stack([d.images[i] for d, i in together.values()]).numpy()
     colour = np.flatnonzero((images != images[:, :1]).any((1, 2, 3)))
@@ -69,8 +75,9 @@ def load_packed(
     try:
         with np.load(path, allow_pickle=False) as file: arrays = {k: file[k] for k in file.files}
         facts = json.loads(str(arrays.pop("about")))
+        for key, there in [*((k, facts) for k in ("splits", "names", "dataset")), *((k, arrays) for k in ("grey", "colour", "colour_rows", "masks"))]: there[key]
     except FileNotFoundError: raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no packed dataset ({error}): write one with python -m cmunext_nb.reproduce --pack {path} --data busi") from None
     if str(split) not in facts["splits"]: raise ValueError(f"{path} has the splits {', '.join(facts['splits'])}, not {split!r}.")
     images = np.repeat(arrays["grey"][:, None], 3, 1)
@@ -203,20 +210,39 @@ def load_results(
 ) -> list: # of dicts, one a finished run
     "The lines of a file of results; none if it is not there. A damaged line raises a `ValueError` that says which."
     path = Path(cmunext_nb.__file__).parent / "assets/runs.jsonl" if path is None else Path(path)
-    found = []
+    found, needed = [], {"name", "data", "model", "split", "seed", "size", "recipe", "changes", "epochs", "parameters", "minutes", "hardware", "best", "last"}
     for number, text in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else (), 1):
-        try: found += [json.loads(text)] if text.strip() else []
+        if not text.strip(): continue
+        try: found.append(json.loads(text))
         except json.JSONDecodeError as error: raise ValueError(f"line {number} of {path} is no JSON ({error}): delete it, and the run is made again") from None
+        lacking = sorted(needed - set(found[-1])) if isinstance(found[-1], dict) else ["every field"]
+        if lacking: raise ValueError(f"line {number} of {path} is no run, it lacks {', '.join(lacking)}: delete it, or give another file")
     return found
 
 # %% ../nbs/49_reproduce.ipynb #ce739f16
+@contextmanager
+def _locked(path):
+    "Inside the block no other process is in one for the same file; where the system has no such lock (Windows, some network folders), without one."
+    file = Path(os.path.realpath(path))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(file.with_name(f".{file.name[:200]}.lock"), "a")
+    except OSError as e: raise OSError(e.errno, f"Could not write {path}: {e.strerror}. {_remedy(e)}") from e
+    with lock:
+        try:
+            import fcntl
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except (ImportError, OSError): pass
+        yield
+
 def add_result(
     line: dict, # what `run_system` gave
     path, # file of lines
 ):
     "Add a line, or put it in the place of the one of the same name."
-    lines = {r["name"]: r for r in [*load_results(path), line]}
-    with atomic_write(path) as file: file.write("".join(json.dumps(r) + "\n" for r in lines.values()).encode())
+    with _locked(path):
+        lines = {r["name"]: r for r in [*load_results(path), line]}
+        with atomic_write(path) as file: file.write("".join(json.dumps(r) + "\n" for r in lines.values()).encode())
 
 # %% ../nbs/49_reproduce.ipynb #f07f729e
 def _is_made(name, path, train, valid):
@@ -279,12 +305,12 @@ def _arguments():
     p.add_argument("--data", default="busi", help="a name for load_dataset, or a file that --pack wrote (default: busi)")
     p.add_argument("--root", help="folder of the data")
     p.add_argument("--models", nargs="+", default=["cmunext_s"], help="names of list_models(), or cmunext_no_fusion, cmunext_no_block (default: cmunext_s)")
-    p.add_argument("--splits", nargs="+", type=int, default=[1], help="(default: 1)")
+    p.add_argument("--splits", nargs="+", type=int, help="(default: 1; with --pack those that the set has)")
     p.add_argument("--seeds", nargs="+", type=int, default=[41], help="(default: 41)")
     p.add_argument("--recipe", default="paper", help="(default: paper)")
     p.add_argument("--epochs", type=int, help="instead of the recipe's")
     p.add_argument("--start", help="weights to begin with: phantom, or a file of save_weights (default: random weights)")
-    p.add_argument("--size", type=int, default=256, help="pixels (default: 256)")
+    p.add_argument("--size", type=int, help="pixels (default: 256, or those of the packed file)")
     p.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="other fields of the recipe, as JSON: ema=0.999 clip=null")
     p.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
     p.add_argument("--minutes", type=float, help="stop cleanly after so many minutes; the same command goes on")
@@ -307,26 +333,35 @@ def _changes(pairs):
         except json.JSONDecodeError: found[field] = {"True": True, "False": False, "None": None}.get(text, text)  # Python's spelling; else a bare word is text
     return found
 
+def _side(a): return 256 if a.size is None else a.size
+
 def _load(a, split):
     "The two parts of a split, out of a packed file or as `load_dataset` gives them."
-    if a.data.endswith(".npz"): return load_packed(a.data, split)
-    return load_dataset(a.data, root=a.root, split=split, size=a.size)
+    if not a.data.endswith(".npz"): return load_dataset(a.data, root=a.root, split=split, size=_side(a))
+    parts = load_packed(a.data, split)
+    if a.size not in (None, side := parts[0].images.shape[-1]): raise ValueError(f"{a.data} holds {side} px, not {a.size}: pack it again with --size {a.size}")
+    return parts
 
 # %% ../nbs/49_reproduce.ipynb #49score2
 def _rescore(a):
     "Score the finished runs whose lines lack a protocol, with the weights in their folders."
-    load, device = lru_cache(1)(lambda split: _load(a, split)[1]), pick_device(a.device)
+    load, device, counts = lru_cache(1)(lambda split: _load(a, split)[1]), pick_device(a.device), dict.fromkeys(("scored again", "complete", "without weights"), 0)
     for line in load_results(a.results):
         file = Path(a.out) / line["name"] / "last.safetensors"
         lacking = [tta for tta in _AVERAGES if f"last_{tta}" not in line]
-        if not lacking or not file.exists(): continue
+        counts[kind := "complete" if not lacking else "scored again" if file.exists() else "without weights"] += 1
+        if kind == "without weights": print(f"{line['name']}: no weights at {file}", flush=True)
+        if kind != "scored again": continue
         valid = load(line["split"])
         model = load_weights(file, build_system(line["model"], line["seed"], num_classes=valid.masks.shape[1])).to(device)
         again = evaluate(model, valid, device)["iou"]
         if abs(again - line["last"]["iou"]) > 2e-3:
-            raise ValueError(f"{file} has an IoU of {again:.4f} here and {line['last']['iou']:.4f} in its line: other weights, or other images than --data {a.data} --size {a.size}")
+            raise ValueError(f"{file} has an IoU of {again:.4f} here and {line['last']['iou']:.4f} in its line: other weights, or other images than --data {a.data} at {valid.images.shape[-1]} px")
         add_result({**line, **_averages(model, valid, device, lacking)}, a.results)
         print(f"{line['name']}: scored again", flush=True)
+    said = ", ".join(f"{n} {kind}" for kind, n in counts.items())
+    if counts["without weights"]: raise FileNotFoundError(f"{said}: check --out {a.out}")
+    print(said)
 
 # %% ../nbs/49_reproduce.ipynb #49jobs02
 def _left(end): return None if end is None else (end - time.monotonic()) / 60
@@ -395,12 +430,13 @@ def main(
     if a.table: return print(results_table(load_results(a.results)))
     if a.rescore: return _rescore(a)
     if a.pack:
-        path = pack_dataset(a.data, a.pack, a.root, a.size)
+        path = pack_dataset(a.data, a.pack, a.root, _side(a), a.splits)
         return print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     if a.jobs < 1: raise ValueError(f"--jobs {a.jobs}: expected 1 or more")
     changes, end = _changes(a.set), None if a.minutes is None else time.monotonic() + 60 * a.minutes
     recipe, made, todo, load = get_recipe(a.recipe, a.epochs, **changes), 0, [], lru_cache(1)(lambda split: _load(a, split))
-    for model, split, seed in [(m, s, n) for m in a.models for s in a.splits for n in a.seeds]:
+    with _locked(a.results): pass  # a file that cannot be written is found out before the training
+    for model, split, seed in [(m, s, n) for m in a.models for s in a.splits or [1] for n in a.seeds]:
         train, valid = load(split)
         name = run_name(model, valid.meta["dataset"], split, recipe, max(valid.images.shape[-2:]), seed, _marked(_differences(recipe), a.start))
         if _is_made(name, a.results, train, valid): continue
@@ -418,3 +454,4 @@ def main(
 if __name__ == "__main__" and globals().get("__package__") == "cmunext_nb":
     try: main()
     except KeyboardInterrupt as e: sys.exit(str(e) or "interrupted; the same command goes on")
+    except (OSError, ValueError) as e: sys.exit(f"error: {e}")

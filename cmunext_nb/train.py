@@ -11,7 +11,7 @@ import argparse, copy, hashlib, inspect, json, math, os, sys, threading, time, w
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.util import find_spec
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from types import SimpleNamespace
 import torch
@@ -19,7 +19,8 @@ from torch import distributed as dist, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from .model import create_model, unknown_name
-from .weights import _channels_of, _config_of, _unwrapped, _why_not_saved, atomic_write, preprocess, save_weights, to_channels
+from .weights import _channels_of, _config_of, _remedy, _unwrapped, _why_not_saved, atomic_write, preprocess, save_weights, to_channels
+from .files import _bars_move, _told_quiet
 from .augment import Augment, augment, augmentations
 from .loss import BCEDiceLoss
 from .metrics import reduce_counts, segmentation_counts
@@ -97,6 +98,8 @@ def _check_recipe(recipe):
         if not ok: raise ValueError(f"recipe {recipe.name!r}: {what}")
     for name in ("epochs", "batch_size", "validate_every"):
         must(isinstance(n := getattr(recipe, name), Integral) and n >= 1, f"{name} must be at least 1 and whole, not {n!r}")
+    for name in ("lr", "momentum", "weight_decay", "power", "warmup", "ema", "bce_weight", "clip"):
+        must(isinstance(v := getattr(recipe, name), Real) or v is None and name in ("ema", "clip"), f"{name} must be a number, not {v!r}")
     must(recipe.lr > 0, f"lr must be above 0, not {recipe.lr}")
     must(recipe.optimizer in ("sgd", "adamw", "muon"), f"optimizer must be 'sgd', 'adamw' or 'muon', not {recipe.optimizer!r}")
     must(recipe.schedule in ("poly", "onecycle", "cosine"), f"schedule must be 'poly', 'onecycle' or 'cosine', not {recipe.schedule!r}")
@@ -791,8 +794,10 @@ def _writing(run):
     "Turn an error while writing into one that says what is safe."
     try: yield
     except OSError as e:
-        kept = f"The model keeps its weights of epoch {run.epoch}, and the files of earlier epochs in {run.out} are whole"
-        raise OSError(e.errno, f"{e.strerror or e} {kept}: calling fit again goes on from there") from e
+        what = f"Could not write {e.filename}: {e.strerror}. {_remedy(e)}" if e.filename else str(e.strerror or e)
+        kept = f"{what.rstrip('.')}. The model keeps its weights of epoch {run.epoch}"
+        if os.path.isfile(run.out / "state.pt"): kept += f", and the files of earlier epochs in {run.out} are whole: calling fit again goes on from there"
+        raise OSError(e.errno, f"{kept}.") from e
 
 # %% ../nbs/15_train.ipynb #a9f1ca37
 def _save_model(run, name):
@@ -897,9 +902,7 @@ def _progress(run):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tqdm's advice to install ipywidgets
         from tqdm.auto import tqdm
-        from tqdm.autonotebook import tqdm as kind
-    quiet = run.quiet or os.environ.get("CMUNEXT_QUIET") == "1"
-    live = "notebook" in kind.__module__ or sys.stderr.isatty()
+    quiet, live = run.quiet or _told_quiet(), _bars_move()
     layout = "{percentage:3.0f}%|{bar}| {n:.1f}/{total} epochs [{elapsed}<{remaining}{postfix}]"
     bar = tqdm(total=run.recipe.epochs, initial=run.epoch, disable=quiet or not live, leave=False, bar_format=layout)
     def report(row=None):
@@ -1021,3 +1024,4 @@ def main(
 if __name__ == "__main__" and globals().get("__package__") == "cmunext_nb":
     try: main()
     except KeyboardInterrupt as e: sys.exit(str(e) or "interrupted")
+    except (OSError, ValueError) as e: sys.exit(f"error: {e}")

@@ -261,6 +261,8 @@ def _why_not_saved(model):
     "What speaks against a file of these weights, of the innermost wrapper that says so; empty where nothing does."
     return next((m.not_saved for m in reversed(list(model.modules())) if hasattr(m, "not_saved")), "")
 
+_DTYPES = None, torch.float16, torch.bfloat16, torch.float32, torch.float64
+
 def save_weights(
     model: torch.nn.Module, # network; its state dict, `config`, `preprocess` and, where it has one, `trained_size` are saved
     path, # file to write, usually *.safetensors
@@ -271,6 +273,7 @@ def save_weights(
     from safetensors.torch import save
     from cmunext_nb import __version__
     model = _unwrapped(model)
+    if dtype not in _DTYPES: raise ValueError(f"dtype={dtype!r}: expected torch.float16, bfloat16, float32, float64 or None. For 8 bits see deploy(precision=\"int8\").")
     if why := _why_not_saved(model): raise ValueError(f"Not saved to {path}: {why}")
     kinds = {k: dtype if dtype and v.is_floating_point() else v.dtype for k, v in model.state_dict().items()}
     state = {k: v.detach().to("cpu", kinds[k]).contiguous() for k, v in model.state_dict().items()}

@@ -444,3 +444,15 @@ def test_single_masks_are_taken_as_before(tmp_path):
     for mask in (spot(), spot()[None], spot()[..., None], torch.from_numpy(spot())[None], tmp_path / "m.png", Image.open(tmp_path / "m.png")):
         assert np.array_equal(seg_cam(answer(3), picture(), "body.0", region="true", mask=mask, channel=1).region, spot())
     assert np.array_equal(seg_cam(tiny(), picture(), region=np.stack([spot()] * 3) * 255).region, spot())  # one class: grey in three channels
+
+
+def test_inside_inference_mode():
+    "Gradients are computed all the same; weights made inside of it know none, and that is said."
+    model, image = tiny(), picture()
+    wanted = seg_cam(model, image, region=spot()).map
+    with torch.inference_mode():
+        for given in (image, torch.from_numpy(image.copy())[None]): assert np.array_equal(seg_cam(model, given, region=spot()).map, wanted)
+        assert torch.is_inference_mode_enabled()
+        inside = create_model("cmunext_s", **TINY)
+        with pytest.raises(ValueError, match="made under torch.inference_mode"): seg_cam(inside, image, region=spot())
+    with pytest.raises(ValueError, match="made under torch.inference_mode"): seg_cam(inside, image, region=spot())

@@ -21,3 +21,7 @@ def test_the_picture_shows_what_the_figures_measure(tmp_path, monkeypatch, train
     demo.draw(model, valid, tmp_path / "demo.png", rows=len(valid))
     each = sorted(evaluate(model, valid, per_image=True)["per_image"]["iou"], reverse=True)
     assert seen["scores"] == pytest.approx(each, abs=0.02)
+
+
+def test_no_epoch_is_not_the_usual_number(tmp_path):
+    with pytest.raises(ValueError, match="epochs must be at least 1"): demo.run_demo("phantom", epochs=0, out=tmp_path, device="cpu", size=32)

@@ -1,9 +1,12 @@
 """Folding, files and engines: what a reader of notebook 30 would not want to see there. Engines that are not installed are skipped."""
+import copy
 import importlib.util
 import json
 import os
+import pickle
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,6 +164,52 @@ def test_parity(model, file, scans, backend, precision):
         assert isinstance(net(x.numpy()), np.ndarray) and np.array_equal(net(x.numpy()), out.numpy())
         if precision == "float32":
             with torch.no_grad(): assert (out - model(x)).abs().max() <= 2e-4
+
+
+@pytest.mark.parametrize("backend, precision", PATHS)
+def test_threads_get_their_own_logits(model, file, scans, backend, precision):
+    "Four threads, four scans, one network: each gets what it would get alone, from the first call on."
+    net, start = engine(model, file, scans, backend, precision), threading.Barrier(4)
+    xs, got = [preprocess(to_channels(scans[i:i + 1, :, 64:192, 64:192], 3), net.preprocess) for i in range(4)], [[] for _ in range(4)]
+
+    def serve(i):
+        start.wait()
+        for _ in range(8): got[i].append(net(xs[i]))
+
+    threads = [threading.Thread(target=serve, args=(i,)) for i in range(4)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    alone = [net(x) for x in xs]
+    assert [len(g) for g in got] == [8] * 4 and (alone[0] - alone[1]).abs().max() > 0.5
+    assert not [(i, k) for i in range(4) for k, y in enumerate(got[i]) if (y - alone[i]).abs().max() > 1e-3]
+
+
+def test_an_engine_is_copied_but_not_pickled(model):
+    net = deploy(model, "torch")
+    twin, shallow = copy.deepcopy(net), copy.copy(net)
+    assert repr(twin) == repr(net) and twin.config == net.config and twin.config is not net.config and shallow.config is net.config
+    assert torch.equal(twin(torch.ones(1, 3, 32, 32)), shallow(torch.ones(1, 3, 32, 32)))
+    with pytest.raises(TypeError, match="deploy the file again"): pickle.dumps(net)
+
+
+@needs_onnx
+@pytest.mark.parametrize("note", [None, "{}", "no JSON", "[]", '{"config": {}, "preprocess": {}}'])
+def test_a_damaged_note_is_said(file, tmp_path, note):
+    import onnx
+    path, proto = tmp_path / "damaged.onnx", onnx.load(str(file))
+    proto.metadata_props[0].value = note or ""
+    path.write_bytes(proto.SerializeToString() if note else b"")
+    for read in (read_onnx_metadata, deploy):
+        with pytest.raises(ValueError, match="damaged.onnx cannot be read.*damaged"): read(path)
+
+
+@needs_onnx
+def test_numbers_of_numpy_in_the_metadata(model, file, tmp_path, monkeypatch):
+    import onnx
+    monkeypatch.setattr(sys.modules["cmunext_nb.deploy"], "_onnx", lambda _: onnx.load(str(file)))
+    assert read_onnx_metadata(export_onnx(model, tmp_path / "s.onnx", iou=np.float32(0.5)))["metadata"] == {"iou": 0.5}
+    monkeypatch.setattr(sys.modules["cmunext_nb.deploy"], "_onnx", lambda _: pytest.fail("exported before the text was made"))
+    with pytest.raises(TypeError, match="keys"): export_onnx(model, tmp_path / "s.onnx", figures={(1, 2): 3})
 
 
 def test_outputs_are_not_overwritten(model, file, scans):

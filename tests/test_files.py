@@ -4,6 +4,7 @@ import http.server
 import re
 import threading
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -285,11 +286,23 @@ def test_full_disk_is_named(server, tmp_path, monkeypatch):
 
 def test_progress_bar_counts_what_was_there(server, tmp_path, capfd, monkeypatch):
     monkeypatch.delenv("CMUNEXT_QUIET", raising=False)
+    assert quiet(True)  # stderr is no terminal here: a bar would leave control characters in a log file
+    monkeypatch.setattr(files, "_bars_move", lambda: True)
     (tmp_path / "set.zip.part").write_bytes(CONTENT[:100_000])
     fetch(server.url, MD5, tmp_path / "set.zip")
     assert "100%" in capfd.readouterr().err
-    monkeypatch.setenv("CMUNEXT_QUIET", "1")
-    assert quiet(True) and quiet(False)
+    for value, wanted in (("1", True), ("yes", True), ("0", False), ("", False)):
+        monkeypatch.setenv("CMUNEXT_QUIET", value)
+        assert quiet(True) == wanted and quiet(False)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_are_for_terminals(monkeypatch, terminal):
+    monkeypatch.delenv("CMUNEXT_QUIET", raising=False)
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda: terminal))
+    assert quiet(True) != terminal
+    monkeypatch.setattr("sys.stderr", None)  # a program without a console
+    assert quiet(True)
 
 
 def test_a_part_that_is_whole_is_not_fetched_again(server, tmp_path):

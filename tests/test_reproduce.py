@@ -60,6 +60,34 @@ def test_what_is_no_packed_file_is_said(tmp_path, content):
     with pytest.raises(ValueError, match="no packed dataset.*--pack"): load_packed(tmp_path / "x.npz")
 
 
+@pytest.mark.parametrize("key", ["splits", "names", "dataset", "masks"])
+def test_a_packed_file_that_lacks_something(tmp_path, packed, key):
+    with np.load(packed) as file: arrays = {k: file[k] for k in file.files if k != key}
+    about = {k: v for k, v in json.loads(str(arrays["about"])).items() if k != key}
+    np.savez(tmp_path / "x.npz", **{**arrays, "about": np.array(json.dumps(about))})
+    with pytest.raises(ValueError, match=f"x.npz is no packed dataset.*{key}"): load_packed(tmp_path / "x.npz")
+
+
+def test_the_size_of_a_packed_file_is_its_own(packed, tmp_path):
+    with pytest.raises(ValueError, match="holds 32 px, not 64: pack it again with --size 64"): main(command(packed, tmp_path, "--size", "64"))
+    main(command(packed, tmp_path, "--size", "32", "--minutes", "0"))
+
+
+@pytest.mark.parametrize("splits, held", [([], "1"), (["--splits", "1"], "1")])
+def test_the_splits_of_a_packed_file(tmp_path, splits, held):
+    main(["--data", "phantom", "--size", "32", "--pack", str(tmp_path / "p.npz"), *splits])
+    with pytest.raises(ValueError, match=f"has the splits {held}, not 9"): load_packed(tmp_path / "p.npz", 9)
+    assert load_packed(tmp_path / "p.npz")[0].images.shape[-1] == 32
+
+
+def test_a_set_without_lists_is_packed_with_three_splits(tmp_path):
+    for kind in ("images", "masks"):
+        (tmp_path / "set" / kind).mkdir(parents=True)
+        for i in range(6): Image.fromarray(np.full((32, 32), 255 * (i % 2), np.uint8)).save(tmp_path / f"set/{kind}/{i}.png")
+    path = pack_dataset("folder", tmp_path / "set.npz", root=tmp_path / "set", size=32)
+    assert all(load_packed(path, split) for split in (1, 2, 3))
+
+
 def test_a_split_that_did_not_travel_is_said(packed):
     with pytest.raises(ValueError, match="has the splits 1, not 3"): load_packed(packed, 3)
 
@@ -205,6 +233,42 @@ def test_a_setting_without_a_value_is_said(packed, tmp_path, pair):
 def test_a_damaged_line_is_named(tmp_path):
     (tmp_path / "lines.jsonl").write_text(json.dumps(line()) + "\n{\"name\": ")
     with pytest.raises(ValueError, match="line 2 of .*delete it"): load_results(tmp_path / "lines.jsonl")
+
+
+@pytest.mark.parametrize("text, lacking", [("{}", "best, changes, data"), ("[1]", "every field"), ('{"name": "x"}', "best, changes, data")])
+def test_a_line_that_is_no_run_is_named(tmp_path, text, lacking):
+    (tmp_path / "lines.jsonl").write_text(json.dumps(line()) + "\n\n" + text)
+    with pytest.raises(ValueError, match=f"line 3 of .*lines.jsonl is no run, it lacks {lacking}"): main(["--table", "--results", str(tmp_path / "lines.jsonl")])
+
+
+def test_two_commands_share_a_file(tmp_path):
+    code = "import sys; from test_reproduce import add_result, line\nfor i in range(30): add_result(line(model=f'{sys.argv[1]}_{i}'), 'lines.jsonl')"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(reproduce.__file__).parents[1])])}
+    both = [subprocess.Popen([sys.executable, "-c", code, who], cwd=tmp_path, env=env) for who in "ab"]
+    assert [p.wait() for p in both] == [0, 0] and len(load_results(tmp_path / "lines.jsonl")) == 60
+
+
+def test_results_that_cannot_be_written_are_found_out_first(packed, tmp_path, monkeypatch):
+    (tmp_path / "afile").write_text("")
+    monkeypatch.setattr(reproduce, "run_system", lambda *a, **k: pytest.fail("trained first"))
+    with pytest.raises(OSError, match="Could not write .*lines.jsonl.*another"): main(command(packed, tmp_path, "--results", str(tmp_path / "afile" / "lines.jsonl")))
+
+
+@pytest.mark.parametrize("words, said", [("--data phanton", "phanton.*phantom"), ("--data phantom --size 32 --set lr=abc", "lr must be a number, not 'abc'"), ("--data none.npz", "none.npz")])
+def test_a_wrong_command_is_one_line(tmp_path, words, said):
+    done = subprocess.run([sys.executable, "-m", "cmunext_nb.reproduce", *words.split(), "--results", str(tmp_path / "l.jsonl")], capture_output=True, text=True)
+    assert done.returncode == 1 and re.fullmatch(f"error: .*{said}.*\n", done.stderr)
+
+
+def test_lines_without_weights_are_named(packed, tmp_path, capsys):
+    whole = line(last_mirror={}, last_scales={}, last_zoom={})
+    for entry in (line(), whole): add_result(entry, tmp_path / "lines.jsonl")
+    with pytest.raises(FileNotFoundError, match="0 scored again, 1 complete, 1 without weights: check --out"): main([*command(packed, tmp_path), "--rescore"])
+    assert f"{line()['name']}: no weights at {tmp_path / 'runs'}" in capsys.readouterr().out
+    (tmp_path / "lines.jsonl").unlink()
+    add_result(whole, tmp_path / "lines.jsonl")
+    main([*command(packed, tmp_path), "--rescore"])
+    assert capsys.readouterr().out == "0 scored again, 1 complete, 0 without weights\n"
 
 
 def test_a_run_is_kept_once(tmp_path):

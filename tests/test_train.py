@@ -1,5 +1,5 @@
 """Training: exact resume, interrupts, bad input, several processes. The everyday path is checked in nbs/15_train.ipynb."""
-import errno, io, json, os, signal, subprocess, sys
+import errno, io, json, os, re, signal, subprocess, sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -271,6 +271,25 @@ def test_an_error_in_a_hook_is_passed_on():
 
 # Bad input
 
+def test_a_file_in_the_folder_s_place(tmp_path):
+    (tmp_path / "afile").write_text("")
+    with pytest.raises(OSError, match=r"Could not write .*afile.*Check the path, or choose another one\. The model keeps its weights of epoch 0\.$") as e: train(out=tmp_path / "afile")
+    assert "are whole" not in str(e.value)
+
+
+@pytest.mark.parametrize("augment", ["fast", "strong"])
+def test_another_default_number_format(augment):
+    torch.set_default_dtype(torch.float64)
+    try: history = fit(tiny(), blobs(), recipe="fast", epochs=1, augment=augment, amp=False, progress=False)
+    finally: torch.set_default_dtype(torch.float32)
+    assert history.last["loss"] > 0
+
+
+@pytest.mark.parametrize("words, said", [("--data phanton", "phanton.*phantom"), ("--data phantom --size 64 --recipe fats", "fats.*fast"), ("--data folder --root nowhere", "No folder nowhere")])
+def test_a_wrong_command_is_one_line(tmp_path, words, said):
+    done = subprocess.run([sys.executable, "-m", "cmunext_nb.train", *words.split(), "--out", str(tmp_path / "o")], capture_output=True, text=True)
+    assert done.returncode == 1 and re.fullmatch(f"error: .*{said}.*\n", done.stderr)
+
 @pytest.mark.parametrize("data, error, words", [
     ((torch.zeros(0, 1, 32, 32, dtype=torch.uint8),) * 2, ValueError, "training set is empty"),
     ((blobs()[0].float(), blobs()[1]), TypeError, "float32.*uint8"),
@@ -287,6 +306,7 @@ def test_bad_data(data, error, words):
 
 @pytest.mark.parametrize("settings, words", [
     (dict(recipe="fats"), "fats.*fast"), (dict(learning_rate=1), "learning_rate"), (dict(epochs=0), "epochs must be at least 1"),
+    (dict(lr="abc"), "lr must be a number, not 'abc'"), (dict(lr=None), "lr must be a number, not None"), (dict(clip="1"), "clip must be a number, not '1'"),
     (dict(lr=-1.0), "lr must be above 0"), (dict(optimizer="adam"), "optimizer must be"), (dict(schedule="step"), "schedule must be"),
     (dict(ema=1.5), "ema must be"), (dict(augment="papr"), "papr.*paper"), (dict(amp="half"), "amp='half'"),
     (dict(augment=dict(scal=0.6)), "scal.*scale"), (dict(augment=dict(scale=-1)), "scale=-1"),
@@ -523,9 +543,10 @@ def test_one_line_and_a_log_without_debris(capsys, monkeypatch):
 
 
 def test_the_quiet_switch(capsys, monkeypatch):
-    monkeypatch.setenv("CMUNEXT_QUIET", "1")
-    train(progress=True, epochs=2)
-    assert len(capsys.readouterr().out.splitlines()) == 1
+    for value, lines in (("1", 1), ("yes", 1), ("0", 3), ("", 3)):
+        monkeypatch.setenv("CMUNEXT_QUIET", value)
+        train(progress=True, epochs=2)
+        assert len(capsys.readouterr().out.splitlines()) == lines, value
 
 
 # Several processes

@@ -346,3 +346,9 @@ def test_a_part_called_module_is_no_wrapper(net, tmp_path):
     assert set(load_file(save_weights(Own(), tmp_path / "own.safetensors"))) == names
     for wrapped in (torch.nn.DataParallel(net), torch.compile(net), torch.compile(torch.nn.DataParallel(net)), torch.optim.swa_utils.AveragedModel(net)):
         assert set(load_file(save_weights(wrapped, tmp_path / "net.safetensors"))) == set(net.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, "float16", torch.complex64])
+def test_formats_that_would_destroy_the_weights(tmp_path, dtype):
+    with pytest.raises(ValueError, match="dtype=.*expected torch.float16.*deploy"): save_weights(create_model("cmunext_s"), tmp_path / "w.safetensors", dtype=dtype)
+    assert not list(tmp_path.iterdir())
