@@ -500,6 +500,7 @@ def _figure(field, image=None):
 ReceptiveField.figure = _figure
 
 # %% ../nbs/20_receptive_field.ipynb #bb7c3925
+@torch.inference_mode(False)
 def effective_receptive_field(
     model: nn.Module, # any network
     images, # images as in `as_images`; the result is the mean over them
@@ -512,7 +513,7 @@ def effective_receptive_field(
     (_, x), total, name = as_images(model, images, size), 0, "The logits" if layer is None else find_layer(model, layer)[0]
     with untouched(model), keep_memory():  # of one batch for the next
         for part in x.split(batch_size):
-            part = part.contiguous(memory_format=torch.channels_last).requires_grad_()
+            part = part.clone(memory_format=torch.channels_last).requires_grad_()
             out = run_to(model, layer, part)
             if out.ndim != 4: raise ValueError(f"{name} gives shape {tuple(out.shape)}, not maps (N, C, H, W): choose another layer.")
             row, column = _place(pixel, out.shape[2:], name)

@@ -169,7 +169,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # re
 
 def _imagenet(x):
     "Images (N, C, H, W) in 0..1, minus ImageNet's mean, over its standard deviation; for other than 3 channels, the mean of these."
-    mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     if x.shape[1] != 3: mean, std = mean.mean(), std.mean()
     return (x - mean) / std
 
@@ -326,8 +326,8 @@ def load_weights(
     given = _build(path, about["config"]) if model is None else model
     model = _unwrapped(given)
     problem = _compare(model.state_dict(), state)
-    if problem: raise ValueError(f"{path} does not fit this network: {problem}. It was saved from {about['config']}: "
-                                 "build that network, or call load_weights without one.")
+    if problem: raise ValueError(f"{path} does not fit this network: {problem}. "
+                                 + (f"It was saved from {about['config']}: build that network, or call load_weights without one." if about["config"] else "Build the network as it was saved."))
     other = strict and _other_function(about["config"], getattr(model, "config", None))
     if other: raise ValueError(f"{path} fits this network's tensors, but was saved from one that computes something else: {other}. "
                                "Build the network as it was; load_weights(path, model, strict=False) loads them all the same, for a training to go on from.")

@@ -306,6 +306,13 @@ def test_batches_do_not_matter():
     torch.testing.assert_close(effective_receptive_field(model, images, batch_size=1), effective_receptive_field(model, images, batch_size=5), rtol=1e-3, atol=1e-7)
 
 
+def test_effective_field_inside_inference_mode():
+    model, images = create_model("cmunext_s", dims=(4,) * 5).eval(), torch.rand(2, 3, 48, 48)
+    wanted = effective_receptive_field(model, images)
+    with torch.inference_mode():
+        for given in (images, images.clone()): torch.testing.assert_close(effective_receptive_field(model, given), wanted)
+
+
 def test_area_ratios_of_known_maps():
     flat = torch.ones(101, 101)
     for share, (side, area) in area_ratios(flat).items(): assert area == pytest.approx(share, abs=0.03) and side == pytest.approx(101 * share**0.5, abs=2)

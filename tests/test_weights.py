@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from cmunext_nb.data import data_roots, load_dataset
 from cmunext_nb.model import create_model
 from cmunext_nb.train import evaluate
-from cmunext_nb.weights import (UPSTREAM_NAMES, atomic_write, load_upstream, load_weights, preprocess, read_metadata, save_weights, to_channels,
+from cmunext_nb.weights import (PREPROCESSING, UPSTREAM_NAMES, atomic_write, load_upstream, load_weights, preprocess, read_metadata, save_weights, to_channels,
                                 upstream_name)
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -352,3 +352,19 @@ def test_a_part_called_module_is_no_wrapper(net, tmp_path):
 def test_formats_that_would_destroy_the_weights(tmp_path, dtype):
     with pytest.raises(ValueError, match="dtype=.*expected torch.float16.*deploy"): save_weights(create_model("cmunext_s"), tmp_path / "w.safetensors", dtype=dtype)
     assert not list(tmp_path.iterdir())
+
+
+def test_images_are_float32_whatever_the_default_format_is():
+    images = torch.rand(1, 3, 8, 8)
+    torch.set_default_dtype(torch.float64)
+    try: assert {preprocess(images, how).dtype for how in PREPROCESSING} == {torch.float32}
+    finally: torch.set_default_dtype(torch.float32)
+
+
+def test_what_does_not_fit_is_named_with_a_remedy_that_helps(tmp_path):
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.Conv2d(3, 1, 1))  # it has no config
+    save_weights(plain, tmp_path / "plain.safetensors")
+    with pytest.raises(ValueError, match="Build the network as it was saved"): load_weights(tmp_path / "plain.safetensors", torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1)))
+    save_weights(create_model("cmunext_s"), tmp_path / "ours.safetensors")
+    with pytest.raises(ValueError, match="cmunext_s.*or call load_weights without one"): load_weights(tmp_path / "ours.safetensors", plain)
