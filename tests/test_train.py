@@ -280,7 +280,7 @@ def test_a_file_in_the_folder_s_place(tmp_path):
 @pytest.mark.parametrize("augment", ["fast", "strong"])
 def test_another_default_number_format(augment):
     torch.set_default_dtype(torch.float64)
-    try: history = fit(tiny(), blobs(), recipe="fast", epochs=1, augment=augment, amp=False, progress=False)
+    try: history = fit(tiny().float(), blobs(), recipe="fast", epochs=1, augment=augment, amp=False, progress=False)
     finally: torch.set_default_dtype(torch.float32)
     assert history.last["loss"] > 0
 
@@ -289,6 +289,7 @@ def test_another_default_number_format(augment):
 def test_a_wrong_command_is_one_line(tmp_path, words, said):
     done = subprocess.run([sys.executable, "-m", "cmunext_nb.train", *words.split(), "--out", str(tmp_path / "o")], capture_output=True, text=True)
     assert done.returncode == 1 and re.fullmatch(f"error: .*{said}.*\n", done.stderr)
+
 
 @pytest.mark.parametrize("data, error, words", [
     ((torch.zeros(0, 1, 32, 32, dtype=torch.uint8),) * 2, ValueError, "training set is empty"),
