@@ -158,6 +158,7 @@ def show_images(
     for i, ax in enumerate(axes.flat[:n]):
         show_image(images[i], ax, titles[i], masks[i])
         if titles[i] is not None: _fit(ax.set_title(titles[i]), size)
+    fig.draw_without_rendering()  # the first layout is a pixel off, and would cut the titles
     return fig
 
 # %% ../nbs/09_plot.ipynb #2803cfde
