@@ -54,10 +54,10 @@ def _at_home():
     import matplotlib.pyplot as plt
     plt.draw_if_interactive()  # of no figure: it only wakes the notebook's drawing, outside of the block
     with matplotlib.rc_context():
-        fonts = matplotlib.rcParams["font.sans-serif"]  # kept: names may need the letters of the user's font
+        family, sans = (matplotlib.rcParams[k] for k in ("font.family", "font.sans-serif"))
         plt.style.use("default")  # or a dark style would shine through
         house_style()
-        matplotlib.rcParams["font.sans-serif"] = fonts
+        matplotlib.rcParams.update({"font.family": list(dict.fromkeys(["sans-serif", *family])), "font.sans-serif": sans})  # names may need the letters of your font
         yield
 
 def _alone(draw, size, **given):
