@@ -41,6 +41,7 @@ class EncoderStage(nn.Module):
         norm=nn.BatchNorm2d, # class of the norm layer, called with the channels
     ):
         super().__init__()
+        if depth < 0: raise ValueError(f"depth={depth!r} must be a number of blocks, 0 or more; 0 leaves the blocks out")
         self.blocks = nn.Sequential(*[block(in_channels, kernel_size, act=act, norm=norm) for _ in range(depth)])
         self.widen = ConvBlock(in_channels, out_channels, norm=norm)
 

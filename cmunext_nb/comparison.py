@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import cmunext_nb
 from .model import unknown_name
-from .plot import COLORS, SIZES, as_mask, overlay, show_image
+from .plot import COLORS, SIZES, _at_home, _curve, _fit, _shorten, as_mask, overlay, show_image
 from .paper import TABLE2, TABLE3
 from .predict import predict
 from .reproduce import changed_fields, load_results, summarise
@@ -154,7 +154,30 @@ def _axes(rows, columns, size, **options):
     plt.close(figure)
     return figure, axes
 
+# %% ../nbs/51_comparison.ipynb #88d38a86
+_PLACES = ((4, 2, "left"), (4, -8, "left"), (-4, 2, "right"), (-4, -8, "right"), (0, 6, "center"), (0, -12, "center"))  # points, from the dot
+
+def _part(figure):
+    "Move the names at points apart: off other names, off points, off the border."
+    from matplotlib.transforms import Bbox
+    figure.draw_without_rendering()  # the axes then stand where they will
+    for ax in figure.axes:
+        taken = [Bbox.from_extents(*(at - 4), *(at + 4)) for at in (ax.transData.transform(name.xy) for name in ax.texts)]
+        for name in ax.texts:
+            covers = {place: _covers(ax, name, place, taken) for place in _PLACES}
+            best = min(covers, key=covers.get)
+            _covers(ax, name, best, taken)
+            taken.append(name.get_window_extent().padded(2))
+
+def _covers(ax, name, place, taken):
+    "How many boxes a name covers at a place of its point; a border counts as one."
+    name.set(position=place[:2], ha=place[2])
+    box = name.get_window_extent()
+    inside = ax.bbox.contains(*box.min) and ax.bbox.contains(*box.max)
+    return box.count_overlaps(taken) + (not inside)
+
 # %% ../nbs/51_comparison.ipynb #5ce9715e
+@_at_home()
 def show_tradeoffs(
     data: str = "busi", # a set of Table 2
     costs=None, # what `load_costs` gives; None takes the shipped ones
@@ -164,14 +187,15 @@ def show_tradeoffs(
     for ax, (cost, (label, _)) in zip(axes[0], COSTS.items()):
         for p in tradeoff_points(cost, data, costs):
             ax.scatter(p["x"], p["y"], s=30, color=COLORS["accent1" if p["own"] else "muted"], zorder=3 if p["own"] else 2)
-            under = any(0 < q["y"] - p["y"] < 0.5 and abs(math.log(q["x"] / p["x"])) < 1.5 for q in tradeoff_points(cost, data, costs))  # room for both names
-            ax.annotate(p["name"], (p["x"], p["y"]), (3, -9 if under else 3), textcoords="offset points", fontsize=6.5, color=COLORS["ink"] if p["own"] else "#6b6f73")
+            ax.annotate(p["name"], (p["x"], p["y"]), _PLACES[0][:2], textcoords="offset points", fontsize=6.5, color=COLORS["ink" if p["own"] else "muted"])
         ax.set(xscale="log", xlabel=label)
-        ax.margins(x=0.18)
+        ax.margins(0.18, 0.1)
     figure.axes[0].set_ylabel("IoU, %, the paper's")
+    _part(figure)
     return figure
 
 # %% ../nbs/51_comparison.ipynb #6e411709
+@_at_home()
 def prediction_grid(
     models, # dict name -> network, or anything that `predict` takes
     images, # uint8 (N, C, H, W)
@@ -179,6 +203,7 @@ def prediction_grid(
     size="trained", # side at which the networks see the images, as in `predict`
 ): # matplotlib Figure
     "The paper's Figure 3: a row an image, a column a network; found, too much, missed, and the true outline; IoU above each."
+    if not hasattr(models, "items"): raise TypeError(f"models is a dict, name -> network, not a {type(models).__name__}: give {{'mine': model}} for one")
     figure, grid = _axes(len(images), len(models) + 1, (1.35 * (len(models) + 1), 1.55 * len(images)))
     for row, image, mask in zip(grid, images, masks):
         show_image(image, row[0], None, mask)
@@ -187,28 +212,39 @@ def prediction_grid(
             found, truth = predict(model, image, size=size).mask, as_mask(mask)
             both = (found | truth).sum()
             ax.imshow(overlay(image, truth, found))
-            ax.set_title(f"{name}: {(found & truth).sum() / both:.2f}" if both else f"{name}: both empty", fontsize=7.5)
+            _fit(ax.set_title(f"{name}: {(found & truth).sum() / both:.2f}" if both else f"{name}: both empty", fontsize=7.5), 1.35)
             ax.set_axis_off()
     return figure
 
+# %% ../nbs/51_comparison.ipynb #15e058e5
+def _as_runs(given):
+    "A list of runs, from one or several: a `History` is its rows, and one run alone a list of one."
+    given = getattr(given, "rows", given) or []
+    row = given[0] if isinstance(given, list) and given else None
+    if isinstance(given, dict) or isinstance(row, dict) and not any(map(np.ndim, row.values())): given = [given]  # a curve, or rows
+    return [getattr(run, "rows", run) for run in given]
+
 # %% ../nbs/51_comparison.ipynb #a01043d9
+@_at_home()
 def show_training(
-    curves, # dict name -> list of runs, each a list of rows (`History.rows`) or the `curve` of a line
+    curves, # dict name -> one run or a list of runs, each a `History`, its rows, or the `curve` of a line
     key: str = "iou", # "iou", "f1", "loss", ...
 ): # matplotlib Figure
     "The paper's Figure 4: a score over the epochs, a line a network; a band from the lowest to the highest seed where there are several."
-    figure, ((ax,),) = _axes(1, 1, SIZES["wide"])
-    if not curves or not all(runs and all(runs) for runs in curves.values()): raise ValueError(f"no runs to draw{''.join(f' of {name!r}' for name, runs in curves.items() if not (runs and all(runs)))}: give one list of rows, or one curve, for each run")
+    (figure, ((ax,),)), curves = _axes(1, 1, SIZES["wide"]), {name: _as_runs(given) for name, given in curves.items()}
+    if not curves or not all(runs and all(runs) for runs in curves.values()): raise ValueError(f"no runs to draw{''.join(f' of {name!r}' for name, runs in curves.items() if not (runs and all(runs)))}: give a `History`, its rows or a curve, or a list with one for each run")
     roles = ("accent1", "accent2", "accent3", "accent4", "muted", "ink")
+    columns = 1 + (len(curves) > len(roles))
     for i, (name, runs) in enumerate(curves.items()):
         color, dashes = roles[i % len(roles)], ("-", "--", ":")[i // len(roles) % 3]
         if lacking := [r for r in runs if key not in (r if isinstance(r, dict) else set().union(*r))]: raise unknown_name(f"score of {name!r}", key, lacking[0] if isinstance(lacking[0], dict) else set().union(*lacking[0]))
         tables = [r if isinstance(r, dict) else {k: [row.get(k) for row in r] for k in ("epoch", key)} for r in runs]
         kept = [{e: v for e, v in zip(t["epoch"], t[key]) if v is not None} for t in tables]
         epochs = sorted(set.intersection(*(set(k) for k in kept)))
+        if not epochs: raise ValueError(f"the runs of {name!r} have no epoch with {key!r} in common: draw them under a name each")
         values = np.array([[k[e] for e in epochs] for k in kept])
-        ax.plot(epochs, values.mean(0), dashes, color=COLORS[color], label=f"{name} ({len(runs)} seed{'s' * (len(runs) > 1)})")
+        _curve(ax, epochs, values.mean(0), ls=dashes, color=COLORS[color], label=f"{_shorten(str(name), 40 // columns)} ({len(runs)} seed{'s' * (len(runs) > 1)})")
         if len(runs) > 1: ax.fill_between(epochs, values.min(0), values.max(0), color=COLORS[color], alpha=0.2, lw=0)
     ax.set(xlabel="epoch", ylabel=key)
-    ax.legend(fontsize=8, ncols=1 + (len(curves) > len(roles)))
+    ax.legend(fontsize=8, ncols=columns)
     return figure

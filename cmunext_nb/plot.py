@@ -38,7 +38,8 @@ def house_style():
     cycle = mpl.cycler(color=[COLORS[c] for c in ("accent1", "accent2", "accent3", "accent4", "prediction", "fn")])
     mpl.rcParams.update({
         "figure.figsize": SIZES["wide"], "figure.dpi": 90, "figure.facecolor": "white", "figure.constrained_layout.use": True,
-        "savefig.facecolor": "white", "savefig.dpi": 90, "font.size": 9, "font.family": "sans-serif", "text.color": COLORS["ink"],
+        "axes.facecolor": "white", "axes.titlecolor": COLORS["ink"], "legend.labelcolor": COLORS["ink"], "lines.color": "C0",
+        "patch.edgecolor": "black", "figure.edgecolor": "white", "savefig.edgecolor": "white", "savefig.facecolor": "white", "savefig.dpi": 90, "font.size": 9, "font.family": "sans-serif", "text.color": COLORS["ink"],
         "axes.titlesize": 9.5, "axes.titlelocation": "left", "axes.titlepad": 5, "axes.labelsize": 9, "axes.labelcolor": COLORS["ink"],
         "axes.edgecolor": COLORS["muted"], "axes.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False,
         "axes.prop_cycle": cycle, "axes.grid": False, "grid.color": "#e4e6e8", "grid.linewidth": 0.7,
@@ -53,8 +54,16 @@ def _at_home():
     import matplotlib.pyplot as plt
     plt.draw_if_interactive()  # of no figure: it only wakes the notebook's drawing, outside of the block
     with matplotlib.rc_context():
+        family, sans = (matplotlib.rcParams[k] for k in ("font.family", "font.sans-serif"))
+        plt.style.use("default")  # or a dark style would shine through
         house_style()
+        matplotlib.rcParams.update({"font.family": list(dict.fromkeys(["sans-serif", *family])), "font.sans-serif": sans})  # names may need the letters of your font
         yield
+
+def _alone(draw, size, **given):
+    "Draw on axes of its own, in the house style."
+    import matplotlib.pyplot as plt
+    with _at_home(): return draw(ax=plt.subplots(figsize=size)[1], **given)
 
 # %% ../nbs/09_plot.ipynb #0d4f5909
 def as_picture(
@@ -90,11 +99,10 @@ def show_image(
     color="truth", # of the outline: a role or "#rrggbb"
 ): # matplotlib axes
     "Draw one image without axes, and a mask as its outline."
-    import matplotlib.pyplot as plt
     picture, m = as_picture(image), None if mask is None else as_mask(mask)
     if m is not None and m.shape != picture.shape[:2]:
         raise ValueError(f"image {picture.shape[:2]} and mask {m.shape} must have one height and width")
-    ax = ax or plt.subplots(figsize=SIZES["square"])[1]
+    if ax is None: return _alone(show_image, SIZES["square"], image=picture, title=title, mask=m, color=color)
     ax.imshow(picture, cmap="gray", vmin=0, vmax=1)
     if m is not None and m.any():
         padded = np.pad(m, 1)  # a lesion that touches the border gets a closed outline too
@@ -115,15 +123,31 @@ def _sheet(rows, columns, width, height):
     for ax in axes.flat: ax.set_axis_off()
     return fig, axes
 
+# %% ../nbs/09_plot.ipynb #3c5b905b
+def _shorten(text, most):
+    "Each line of a text with at most so many letters, an ellipsis in the place of its middle."
+    ends = lambda line: line[:most // 2] + "…" + line[len(line) - (most - 1) // 2:]
+    return "\n".join(line if len(line) <= most else ends(line) for line in text.split("\n"))
+
+def _fit(text, inches):
+    "Shorten a text of matplotlib until it is no wider than so many inches; a formula stays whole."
+    words, room = text.get_text(), inches * text.figure.dpi
+    most = max(map(len, words.split("\n")))
+    while (width := text.get_window_extent().width) > room and most > 3 and words.count("$") < 2:
+        most = max(3, min(most - 1, int(most * room / width)))
+        text.set_text(_shorten(words, most))
+
 # %% ../nbs/09_plot.ipynb #dd716a7c
+@_at_home()
 def show_images(
-    images, # (N, C, H, W), (N, H, W), or a list of images of any sizes
+    images, # (N, C, H, W), (N, H, W), a list of images of any sizes, or a data set with its masks
     masks=None, # as many masks, drawn as outlines
     titles=None, # as many texts
     columns=4, # images in a row
     size=1.7, # inches of one image's width
 ): # matplotlib Figure
     "A contact sheet: images in rows, their masks as outlines."
+    if hasattr(images, "images"): images, masks = images.images, images.masks if masks is None else masks
     if not len(images): raise ValueError("show_images got no images to draw")
     n, columns = len(images), min(columns, len(images))
     for name, given in (("masks", masks), ("titles", titles)):
@@ -131,7 +155,10 @@ def show_images(
     (h, w), rows = as_picture(images[0]).shape[:2], -(-n // columns)
     fig, axes = _sheet(rows, columns, columns * size, rows * (size * h / w + (0.22 if titles is not None else 0)))
     titles, masks = ([None] * n if v is None else v for v in (titles, masks))
-    for i, ax in enumerate(axes.flat[:n]): show_image(images[i], ax, titles[i], masks[i])
+    for i, ax in enumerate(axes.flat[:n]):
+        show_image(images[i], ax, titles[i], masks[i])
+        if titles[i] is not None: _fit(ax.set_title(titles[i]), size)
+    fig.draw_without_rendering()  # the first layout is a pixel off, and would cut the titles
     return fig
 
 # %% ../nbs/09_plot.ipynb #2803cfde
@@ -176,6 +203,7 @@ def overlay_legend(): # list of matplotlib handles
     return areas + [lines.Line2D([], [], color=COLORS[r], ls=ls, lw=2.4, label=r) for r, ls in rims]
 
 # %% ../nbs/09_plot.ipynb #3099ace7
+@_at_home()
 def show_predictions(
     images, # (N, C, H, W) or a list of images
     truth, # as many masks
@@ -194,17 +222,18 @@ def show_predictions(
         for ax, mask, role in ((row[1], truth[i], "truth"), (row[2], predictions[i], "prediction")):
             show_image(np.where(as_mask(mask)[..., None], rgb(role), rgb("#3a3f44")), ax)
         show_image(overlay(images[i], truth[i], predictions[i]), row[3])
-        if titles is not None: _note(row[0], titles[i], "top")
-        if scores is not None: _note(row[3], scores[i] if isinstance(scores[i], str) else f"IoU {float(scores[i]):.2f}", "bottom")
+        if titles is not None: _note(row[0], titles[i], "top", size)
+        if scores is not None: _note(row[3], scores[i] if isinstance(scores[i], str) else f"IoU {float(scores[i]):.2f}", "bottom", size)
     for ax, name in zip(axes[0], ("image", "truth", "prediction", "both")): ax.set_title(name)
     fig.legend(handles=overlay_legend(), loc="outside lower center", ncols=5, handlelength=1.6, columnspacing=1.2)
     return fig
 
 # %% ../nbs/09_plot.ipynb #ba17117b
-def _note(ax, text, where):
-    "A few words in a corner of an image, on a dark ground."
-    ax.text(0.03, {"top": 0.97, "bottom": 0.03}[where], text, transform=ax.transAxes, va=where, fontsize=7.5, color="white",
-            bbox=dict(facecolor="black", alpha=0.65, lw=0, pad=1.5))
+def _note(ax, text, where, inches):
+    "A few words in a corner of an image so many inches wide, on a dark ground."
+    note = ax.text(0.03, {"top": 0.97, "bottom": 0.03}[where], text, transform=ax.transAxes, va=where, fontsize=7.5, color="white",
+                   bbox=dict(facecolor="black", alpha=0.65, lw=0, pad=1.5), clip_on=True, in_layout=False)
+    _fit(note, 0.94 * inches)
 
 # %% ../nbs/09_plot.ipynb #2618e126
 def show_grid(
@@ -216,24 +245,24 @@ def show_grid(
     limit=None, # the value of the strongest colour; the largest magnitude without it
 ): # matplotlib axes
     "A small matrix as coloured cells with its numbers: blue below zero, orange above."
-    import matplotlib.pyplot as plt
     v = np.asarray(values.detach().cpu().double() if hasattr(values, "detach") else values, dtype=float)
     if v.ndim != 2: raise ValueError(f"show_grid draws a matrix (H, W), not shape {v.shape}")
-    ax, limit = ax or plt.subplots(figsize=SIZES["square"])[1], limit or np.abs(v).max() or 1
-    ax.imshow(_shades(v, limit))
+    if ax is None: return _alone(show_grid, SIZES["square"], values=v, title=title, annotate=annotate, digits=digits, limit=limit)
+    ax.imshow(_shades(v, limit or np.abs(v[np.isfinite(v)]).max(initial=0) or 1))
     for i in range(v.shape[0] + 1): ax.axhline(i - 0.5, color=COLORS["line"], lw=1.2)
     for j in range(v.shape[1] + 1): ax.axvline(j - 0.5, color=COLORS["line"], lw=1.2)
     ax.set_axis_off()
     for (i, j), number in np.ndenumerate(v) if annotate else ():
-        ax.text(j, i, _number(number, digits), ha="center", va="center", fontsize=max(5, min(9, 60 / max(v.shape))))
+        ax.text(j, i, _number(number, digits), ha="center", va="center", color=COLORS["ink"], fontsize=max(5, min(9, 60 / max(v.shape))))
     if title is not None: ax.set_title(title)
     return ax
 
 # %% ../nbs/09_plot.ipynb #951f1094
 def _shades(values, limit):
-    "Numbers as colours, float (..., 3): white at zero, blue below and orange above, strongest from `limit` on."
-    shade = (values / limit).clip(-1, 1)[..., None]
-    return 1 - np.where(shade < 0, -shade * (1 - rgb("#5aa0cc")), shade * (1 - rgb("#f0b84a")))
+    "Numbers as colours, float (..., 3): white at zero, blue below and orange above, strongest from `limit` on; grey where not finite."
+    known = np.isfinite(values)[..., None]
+    shade = (np.nan_to_num(values) / limit).clip(-1, 1)[..., None]
+    return np.where(known, 1 - np.where(shade < 0, -shade * (1 - rgb("#5aa0cc")), shade * (1 - rgb("#f0b84a"))), rgb("line"))
 
 def _number(x, digits):
     "A number with at most so many decimals: 1 for 1.00, and 0 for what rounds to -0.00."
@@ -251,12 +280,12 @@ def heat(
     limits=None, # (low, high) of the colours; the map's own range without it
 ): # matplotlib axes
     "Lay a map of numbers over an image in a perceptually even palette, with its colour bar."
-    import matplotlib.pyplot as plt
     m = np.asarray(map.detach().cpu().double() if hasattr(map, "detach") else map, dtype=float)
     if m.ndim == 3 and m.shape[-1] == 1 < m.shape[0]: m = m[..., 0]
     if m.ndim < 2 or m.size != m.shape[-2] * m.shape[-1]: raise ValueError(f"heat draws a map (H, W) or (1, H, W), not shape {m.shape}")
+    if ax is None: return _alone(heat, SIZES["square"], image=image, map=m, label=label, alpha=alpha, limits=limits)
     m, (h, w) = m.reshape(m.shape[-2:]), as_picture(image).shape[:2]
-    ax, known = show_image(image, ax or plt.subplots(figsize=SIZES["square"])[1]), m[np.isfinite(m)]
+    ax, known = show_image(image, ax), m[np.isfinite(m)]
     low, high = limits or ((known.min(), known.max()) if known.size else (0, 1))  # a hole (NaN) has no colour
     drawn = ax.imshow(m, cmap="inferno", alpha=alpha, vmin=low, vmax=high, extent=(-0.5, w - 0.5, h - 0.5, -0.5))
     if label is not None: ax.figure.colorbar(drawn, ax=ax, fraction=0.046, pad=0.03, label=label).outline.set_visible(False)
@@ -275,6 +304,15 @@ def _end_labels(
     down = max(0, places[-1][0] - 1)
     for at, text, color in places: ax.text(1.015, at - down, text, color=color, fontsize=8, va="center", transform=ax.transAxes)
 
+# %% ../nbs/09_plot.ipynb #eb8c2b26
+def _curve(ax, xs, ys, **look):
+    "One curve over whole numbers; a value without neighbours is a dot."
+    known = np.isfinite(np.pad(np.asarray(ys, float), 1, constant_values=np.nan))
+    dots = np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:]).tolist()
+    whole = not any(isinstance(v, float) and v % 1 for v in xs)  # then a single point has a single tick
+    ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1 if whole else 2)
+    return ax.plot(xs, ys, marker="o" if dots else None, markevery=dots or None, **look)[0]
+
 # %% ../nbs/09_plot.ipynb #62623c87
 def show_curves(
     history, # list of dicts (one an epoch), or an object whose `.rows` is such a list
@@ -283,19 +321,17 @@ def show_curves(
     x="epoch", # the key along the bottom; rows are counted where it is missing
 ): # matplotlib axes, or both of them
     "Training curves, each with its name at its end."
-    import matplotlib.pyplot as plt
     rows = list(getattr(history, "rows", history))
     if not rows: raise ValueError("there is nothing to draw yet: the history has no rows")
     if ax is None and keys is None: return _two_panels(rows, x)
-    ax = ax or plt.subplots(layout="constrained")[1]
+    if ax is None: return _alone(show_curves, SIZES["wide"], history=rows, keys=keys, x=x)
     ends = []
     for i, key in enumerate(keys or _curve_names(rows)[1]):
         points = [(r.get(x, n), r[key]) for n, r in enumerate(rows, 1) if r.get(key) is not None]
         if not points: raise ValueError(f"no row of the history holds {key!r}; the rows hold {sorted(rows[-1])}")
-        curve, = ax.plot(*zip(*points), ls=("-", "--", "-.", ":")[i % 4], marker="o" if len(points) == 1 else None)
+        curve = _curve(ax, *zip(*points), ls=("-", "--", "-.", ":")[i % 4])
         ends.append((points[-1][1], key.replace("_", " "), curve.get_color()))
     if ends: _end_labels(ax, ends)
-    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel(x)
     ax.grid(axis="y")
     return ax
@@ -308,10 +344,11 @@ def _curve_names(rows):
     return losses, [k for k in names if k not in losses and any(s in k for s in ("iou", "f1", "dice"))]
 
 # %% ../nbs/09_plot.ipynb #1810ea95
+@_at_home()
 def _two_panels(rows, x):
     "Losses on the left, scores on the right."
     import matplotlib.pyplot as plt
-    _, axes = plt.subplots(1, 2, figsize=SIZES["wide"], layout="constrained")
+    _, axes = plt.subplots(1, 2, figsize=SIZES["wide"])
     for ax, names, title in zip(axes, _curve_names(rows), ("loss", "score")):
         if names: show_curves(rows, ax, names, x)
         ax.set_title(title)
@@ -381,7 +418,7 @@ def _u_stage(ax, name, place, look, kernel, depth):
         width = share * (w - 0.2) / 0.9
         own = look(f"{name}.{part}")
         own = "inner" if own == look(name) == "here" else own
-        _u_box(ax, (left + width / 2, y - h / 4 + 0.03, width - 0.08, h / 2 - 0.1), own, text, 6.4)
+        if depth or not part.startswith("block"): _u_box(ax, (left + width / 2, y - h / 4 + 0.03, width - 0.08, h / 2 - 0.1), own, text, 6.4)
         left += width
 
 # %% ../nbs/09_plot.ipynb #4bb53289
@@ -424,11 +461,13 @@ def draw_u(
     n = len(dims)
     if not n == len(depths) == len(kernel_sizes):
         raise ValueError(f"{n} dims, {len(depths)} depths and {len(kernel_sizes)} kernel sizes: give as many, one a stage")
+    if min(depths) < 0: raise ValueError(f"depths={depths}: give the number of blocks of each stage, 0 or more")
     current, built, places = _u_check(here, n), _u_check(done, n), _u_places(n)
     look = lambda name: "here" if _u_match(name, current) else "done" if _u_match(name, built) else "plain" if done is None else "todo"
-    own = ax is None
-    fig, ax = plt.subplots(figsize=(SIZES["map"][0], 0.51 + 0.62 * n), layout="constrained") if own else (ax.figure, ax)
-    if own: plt.close(fig)
+    if ax is None:
+        fig = _alone(draw_u, (SIZES["map"][0], 0.51 + 0.62 * n), here=here, done=done, dims=dims, depths=depths, kernel_sizes=kernel_sizes)
+        plt.close(fig)
+        return fig
     _u_wires(ax, places, dims)
     for name, place in places.items():
         if "." not in name: _u_box(ax, place, look(name), name)
@@ -436,7 +475,7 @@ def draw_u(
     _u_words(ax, dims, {look(p) for p in _u_names(n)})
     ax.set(xlim=(0.1, 15.9), ylim=(-1.5 * (n - 1) - 1.05, 0.85), aspect="equal")
     ax.set_axis_off()
-    return fig
+    return ax.figure
 
 # %% ../nbs/09_plot.ipynb #68d14ccb
 def _u_words(ax, dims, looks):
@@ -452,4 +491,4 @@ def _u_words(ax, dims, looks):
     key = [(k, t) for k, t in (("here", "you are here"), ("done", "built"), ("todo", "still to come")) if k in looks]
     for n, (look, text) in enumerate(key):
         _u_box(ax, (12.6, -1.5 * last + 0.5 * (len(key) - 1 - n) - 0.3, 0.5, 0.34), look)
-        ax.text(13.0, -1.5 * last + 0.5 * (len(key) - 1 - n) - 0.32, text, fontsize=7, va="center", color=COLORS["ink"])
+        ax.text(13.0, -1.5 * last + 0.5 * (len(key) - 1 - n) - 0.32, text, fontsize=7, va="center")
