@@ -18,6 +18,7 @@ from .files import read_mask
 from .layers import as_images, as_logits, deepest_layer, find_layer, randomized, untouched, watch, _map_sizes
 from .model import unknown_name
 from .predict import resize, _core, _picture, _target
+from .weights import _unwrapped
 
 # %% ../nbs/21_gradcam.ipynb #4af15bac
 def grad_cam(
@@ -116,8 +117,9 @@ class CAM:
         return float(self.probability[self.region].mean())
 
     def __repr__(self):
+        seen = "" if self.size in (None, self.map.shape) else f"; seen at {self.size[0]} x {self.size[1]}"
         return (f"CAM({self.method} at {self.layer} for {self.question}, {self.region.sum()} pixels of mean probability "
-                f"{self.mean_probability:.3f}; raw maximum {_short(self.raw_max)})")
+                f"{self.mean_probability:.3f}; raw maximum {_short(self.raw_max)}{seen})")
 
 # %% ../nbs/21_gradcam.ipynb #84e789c8
 def _short(x): return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
@@ -175,6 +177,15 @@ def _look(model, x, layers, shape, channel=0):
     logits, seen = _pass(model, x, layers, channel)
     probability = resize(logits.detach().sigmoid(), shape)[0, 0].cpu().numpy()  # the sigmoid first
     with torch.enable_grad(): return resize(logits, shape)[0, 0], probability, seen
+
+# %% ../nbs/21_gradcam.ipynb #fd488b71
+def _region_here(model, pixels, size, region, probability, mask, threshold):
+    "As `find_region`; where nothing is drawn at the image's own size, the error adds at which one `predict` looks."
+    try: return find_region(region, probability, mask, threshold)
+    except ValueError as error:
+        trained = _target(pixels, "the image", "trained", getattr(_core(model), "trained_size", None))
+        if size is not None or not isinstance(region, str) or region != "predicted" or trained == tuple(pixels.shape[-2:]): raise
+        raise ValueError(f"{error} predict looks at {trained[0]} x {trained[1]}: try size='trained'.") from None
 
 # %% ../nbs/21_gradcam.ipynb #4f0566e7
 def _gradients(logits, region, seen, layers):
@@ -264,6 +275,7 @@ def seg_cam(
     if method not in METHODS: raise unknown_name("method", method, METHODS)
     if getattr(model, "is_ensemble", False): raise ValueError("An ensemble has a map for each of its networks: explain its members one by one.")
     if any(p.is_inference() for p in model.parameters()): raise ValueError("This network was made under torch.inference_mode, so its weights know no gradients: build or load it outside of it.")
+    model = _unwrapped(model)  # compiled code may pass over hooks
     pixels, x = as_images(model, image)
     if len(pixels) != 1: raise ValueError(f"seg_cam explains one image; here are {len(pixels)}. Call it once for each.")
     if size is not None:
@@ -272,7 +284,7 @@ def seg_cam(
     name = find_layer(model, deepest_layer(model, x) if layer is None else layer)[0]
     logits, probability, seen = _look(model, x, [name], pixels.shape[-2:], channel)
     region, mask = (_of_class(m, channel, lambda: _map_sizes(model, x)[1]) for m in (region, mask))
-    where, question = find_region(region, probability, mask, threshold)
+    where, question = _region_here(model, pixels, size, region, probability, mask, threshold)
     raw = _raw_map(method, model, x, name, *_gradients(logits, where, seen, [name])[name], where, channel)
     return CAM(stretch(raw, where.shape).numpy(), raw.numpy(), where, name, method, pixels[0].numpy(), probability, question, channel, size)
 

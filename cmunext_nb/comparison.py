@@ -7,7 +7,7 @@ __all__ = ['COSTS', 'load_costs', 'trained', 'ComparisonTable', 'comparison_tabl
            'show_tradeoffs', 'prediction_grid', 'show_training']
 
 # %% ../nbs/51_comparison.ipynb #4b1785fc
-import html, json, math
+import html, json, math, textwrap
 from pathlib import Path
 
 import numpy as np
@@ -58,15 +58,23 @@ def _compares(rows):
     return len(rows) > 1 or one["recipe"] == "paper" or one["splits"] == [1, 2, 3]
 
 # %% ../nbs/51_comparison.ipynb #e81f7f0b
+def _text(rows):
+    "Rows, dicts with the same keys, as aligned lines below a heading; the first column to the left."
+    cells = [list(rows[0]), *([str(v) for v in r.values()] for r in rows)]
+    wide = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    return ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, wide))) for row in cells]
+
 class ComparisonTable:
     "Rows of a comparison, shown as a table: `rows` is a list of dicts, `note` says what was measured and how."
     def __init__(self, rows, note): self.rows, self.note = rows, note
     def __len__(self): return len(self.rows)
 
     def __repr__(self):
-        cells = [list(self.rows[0]), *([str(v) for v in r.values()] for r in self.rows)]
-        wide = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-        return "\n".join([*("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, wide))) for row in cells), self.note])
+        "As text, what was trained here stands below, a line for each network and schedule: as columns it would be wide, and mostly dashes."
+        trained = [k for k in self.rows[0] if k.startswith("IoU / F1: ")]
+        counted = [{k.replace("paper's", "paper"): v for k, v in r.items() if k not in trained} for r in self.rows]
+        scores = [{"trained here": k[10:], "network": r["network"], "IoU / F1": r[k]} for k in trained for r in self.rows if r[k] != "-"]
+        return "\n".join([*_text(counted), *(["", *_text(scores), ""] if scores else []), *textwrap.wrap(self.note, 100)])
 
     def _repr_html_(self):
         line = lambda cells, tag: "<tr>" + "".join(f'<{tag} style="text-align:{"right" if i else "left"};padding:0.2em 0.6em">{html.escape(str(c))}</{tag}>' for i, c in enumerate(cells)) + "</tr>"

@@ -7,6 +7,7 @@ __all__ = ['UShape', 'DummyDecoder', 'dummy_u', 'same_padding', 'ConvBlock', 'im
 
 # %% ../nbs/00_conv.ipynb #4b8be48e
 import copy
+from numbers import Integral
 
 import torch
 from torch import nn
@@ -60,8 +61,8 @@ def dummy_u(
 def same_padding(kernel_size: int, # side of the kernel in pixels, odd
 ) -> int: # pixels of padding on every side
     "Padding with which a stride-1 convolution keeps the resolution. An even kernel has no middle pixel: `ValueError`."
-    if kernel_size != int(kernel_size) or kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size must be an odd whole number from 1 up (1, 3, 5, ...), so that it has a middle pixel; got {kernel_size}.")
+    if isinstance(kernel_size, bool) or not isinstance(kernel_size, Integral) or kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be an odd whole number from 1 up (1, 3, 5, ...), so that it has a middle pixel; got {kernel_size!r}.")
     return int(kernel_size) // 2
 
 # %% ../nbs/00_conv.ipynb #ea65cadc

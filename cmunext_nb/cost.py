@@ -19,7 +19,7 @@ from .cpu import page_faults
 from .layers import untouched
 from .model import create_model
 from .predict import at_rest, network_channels
-from .weights import _config_of
+from .weights import _config_of, _unwrapped
 
 # %% ../nbs/22_cost.ipynb #a97a4446
 @contextmanager
@@ -125,13 +125,14 @@ def _side(image_size):
 def _network(model, in_channels):
     "A name and a network for a network or the name of one."
     if isinstance(model, str): return model, create_model(model, in_channels or 3)
-    if isinstance(model, nn.Module): return _config_of(model).get("name", type(model).__name__), model
+    if isinstance(model, nn.Module): return _config_of(model).get("name", type(_unwrapped(model)).__name__), model
     raise TypeError(f"Got {type(model).__name__}: expected a network (nn.Module) or one of the names that list_models() gives.")
 
 # %% ../nbs/22_cost.ipynb #efef674d
 def _cost(model, image_size, in_channels, depth=1):
     "Totals and parts of a network for one image."
     name, model = _network(model, in_channels)
+    model = _unwrapped(model)  # the parts are those of the network inside
     like, shape = next(model.parameters(), torch.zeros(())), (1, in_channels or network_channels(model), *_side(image_size))
     x, names = torch.zeros(shape, dtype=like.dtype, device=like.device), _part_names(model, depth)
     try: totals, parts = _count(copy.deepcopy(model).to("meta"), x.to("meta"), names)
@@ -140,8 +141,11 @@ def _cost(model, image_size, in_channels, depth=1):
     return dict(model=name, image=f"{shape[1]} x {shape[2]} x {shape[3]}", **totals), parts
 
 # %% ../nbs/22_cost.ipynb #1314435b
-_SHOWN = dict(parameters=("parameters", lambda v: f"{v:,}"), macs=("MACs", lambda v: f"{v / 1e9:.3f} G"), flops=("FLOPs", lambda v: f"{v / 1e9:.3f} G"),
-              activations_mb=("activations, all", lambda v: f"{v:.1f} MB"), peak_mb=("at once", lambda v: f"{v:.1f} MB"), peak_in=("most of them in", str),
+def _giga(v): return f"{v / 1e3:.3f} K" if 0 < v < 5e5 else f"{v / 1e9:.3f} G"  # of a small part, thousands
+def _megabytes(v): return f"{v * 1e3:.1f} KB" if 0 < v < 0.05 else f"{v:.1f} MB"
+
+_SHOWN = dict(parameters=("parameters", lambda v: f"{v:,}"), macs=("MACs", _giga), flops=("FLOPs", _giga),
+              activations_mb=("activations, all", _megabytes), peak_mb=("at once", _megabytes), peak_in=("most of them in", str),
               latency_ms=("median time", lambda v: f"{v:.1f} ms"), spread_ms=("middle half", lambda v: f"± {v / 2:.1f} ms"))
 
 @dataclass(eq=False, repr=False)
@@ -218,8 +222,8 @@ def cost_parts(
 ) -> CostTable: # rows of part, parameters, macs, flops, activations_mb
     "What each part of a network costs for one image; \"elsewhere\" is what happens between the parts."
     totals, rows = _cost(model, image_size, in_channels, depth)
-    return CostTable(rows, f"{totals['model']}, one image of {totals['image']}: {totals['parameters']:,} parameters, {totals['macs'] / 1e9:.3f} GMACs, "
-                           f"maps of {totals['activations_mb']:.1f} MB.")
+    return CostTable(rows, f"{totals['model']}, one image of {totals['image']}: {totals['parameters']:,} parameters, {_giga(totals['macs'])}MACs, "
+                           f"maps of {_megabytes(totals['activations_mb'])}.")
 
 # %% ../nbs/22_cost.ipynb #92164b86
 def _draw_costs(table):
@@ -367,7 +371,7 @@ def layer_table(
     "Every layer of a network with its output shape, kernel, parameters and MACs, by torchinfo; an `ImportError` says how to get it."
     try: import torchinfo
     except ImportError as error: raise ImportError("layer_table needs torchinfo: pip install torchinfo, or pip install \"cmunext_nb[explain]\".") from error
-    _, model = _network(model, in_channels)
+    model = _unwrapped(_network(model, in_channels)[1])
     like = next(model.parameters(), torch.zeros(()))
     x = torch.zeros(1, in_channels or network_channels(model), *_side(image_size), dtype=like.dtype, device=like.device)
     with untouched(model):

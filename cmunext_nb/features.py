@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from .layers import as_images, deepest_layer, find_layer, untouched, watch
 from .model import unknown_name
+from .weights import _unwrapped
 
 # %% ../nbs/23_features.ipynb #19db8d97
 @dataclass(eq=False, repr=False)
@@ -56,6 +57,7 @@ def _choose(maps, channels, order, among):
 # %% ../nbs/23_features.ipynb #05d780e9
 def _outputs(model, x, *layers):
     "What the layers give for normalised images x (N, in_channels, H, W), by name, each (N, C, H, W)."
+    model = _unwrapped(model)  # compiled code may pass over hooks
     with untouched(model), watch(model, *layers) as seen, torch.no_grad(): model(x)
     for name, out in seen.items():
         if out.ndim != 4: raise ValueError(f"The layer {name} gives shape {tuple(out.shape)}, which is no map (N, C, H, W). Look at another layer.")

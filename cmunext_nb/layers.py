@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from .model import unknown_name
 from .predict import network_channels, resize, _core, _items, _read, _target
-from .weights import preprocess, to_channels
+from .weights import _unwrapped, preprocess, to_channels
 
 # %% ../nbs/19_layers.ipynb #da620749
 def layer_names(
@@ -21,7 +21,7 @@ def layer_names(
     depth: int = None, # list names of at most so many parts ("encoder.2" has two); None lists all
 ) -> list: # names, outermost first, in the order in which the network was built
     "The names by which the parts of a network can be pointed at."
-    return [name for name, _ in model.named_modules() if name and (depth is None or name.count(".") < depth)]
+    return [name for name, _ in _unwrapped(model).named_modules() if name and (depth is None or name.count(".") < depth)]
 
 # %% ../nbs/19_layers.ipynb #6b51c652
 def _known_layers(model):
@@ -34,7 +34,9 @@ def find_layer(
     layer, # a name in `layer_names(model)`, or a module of the network
 ) -> tuple: # (name, module)
     "A layer by its name, or the name of a module; a `ValueError` offers the nearest names and lists others."
+    given, model = model, _unwrapped(model)
     modules = {name: m for name, m in model.named_modules() if name}
+    if given is not model and isinstance(layer, str) and layer not in modules: layer = dict(given.named_modules()).get(layer, layer)  # as the wrapper spells it
     if isinstance(layer, nn.Module):
         for name, module in modules.items():
             if module is layer: return name, module
@@ -62,7 +64,7 @@ def untouched(
 @contextmanager
 def watch(
     model: nn.Module, # any network
-    *layers, # names or modules
+    *layers, # names or modules; of a compiled network watch the one inside, `model._orig_mod`: compiled code may pass over hooks
 ):
     "Inside the block, the dict that it yields holds each layer's last output by name, with its graph."
     caught, hooks = {}, []
@@ -74,7 +76,7 @@ def watch(
     try:
         for layer in layers:
             name, module = find_layer(model, layer)
-            hooks.append(module.register_forward_hook(keep(name)))
+            hooks.append(module.register_forward_hook(keep(layer if isinstance(layer, str) else name)))
         yield caught
     finally:
         for hook in hooks: hook.remove()
@@ -117,7 +119,7 @@ def as_images(
 # %% ../nbs/19_layers.ipynb #2d18bfcf
 def _map_sizes(model, x):
     "Each layer's output shape, (name, (C, H, W)), in the order in which the layers finish; layers without maps are left out."
-    found, hooks = [], []
+    model, found, hooks = _unwrapped(model), [], []
     def keep(name):
         def hook(module, inputs, output):
             idle = isinstance(module, nn.Identity)  # a placeholder in many networks: it names nothing of its own

@@ -87,7 +87,7 @@ def as_mask(
     "A mask as booleans: above one half, or above 127 where it holds more than 1."
     x = np.asarray(mask.detach().cpu().float() if getattr(mask, "is_floating_point", bool)() else mask)
     if x.ndim == 3 and x.shape[0] == 1: x = x[0]
-    if x.ndim != 2: raise ValueError(f"a mask to draw has shape (H, W) or (1, H, W), not {x.shape}")
+    if x.ndim != 2: raise ValueError(f"a mask has shape (H, W) or (1, H, W), not {x.shape}: choose one class, or one mask")
     return x if x.dtype == bool else x > (127 if x.max(initial=0) > 1 else 0.5)
 
 # %% ../nbs/09_plot.ipynb #018b0a5e

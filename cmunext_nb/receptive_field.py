@@ -17,6 +17,7 @@ from torch import nn
 from .cpu import keep_memory
 from .layers import as_images, as_logits, find_layer, untouched
 from .predict import network_channels
+from .weights import _unwrapped
 
 # %% ../nbs/20_receptive_field.ipynb #abfcb37c
 _RULES, _MASKS = {}, {}  # for functions that give numbers, and for those that give yes or no
@@ -280,6 +281,7 @@ def run_to(
     x: torch.Tensor, # its input (N, in_channels, H, W)
 ) -> torch.Tensor: # the layer's output, or the logits
     "What a layer gives, without computing what comes after it."
+    model = _unwrapped(model)  # compiled code may pass over hooks
     if layer is None: return as_logits(model(x))
     def stop(module, inputs, output): raise _Reached(output)
     name, module = find_layer(model, layer)
@@ -436,7 +438,7 @@ def receptive_fields(
     local: bool = False, # leave out what looks at the whole map: pooling to one number (squeeze-and-excitation), norms over the map, attention
 ) -> ReceptiveFields:
     "What each position of a layer's map can see, exactly. Nothing about the model is changed, and its weights play no part."
-    model = getattr(model, "_orig_mod", model)  # compiled networks are asked in their original form
+    model = _unwrapped(model)  # compiled networks are asked in their original form
     name, size = "logits" if layer is None else find_layer(model, layer)[0], _pair_of("image_size", image_size, 1)
     (rows_in, rows, run), (columns_in, columns, _) = (_along(model, None if layer is None else name, size, axis, local) for axis in (0, 1))
     if local and bool((rows[:, 1] < rows[:, 0]).all()):

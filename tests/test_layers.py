@@ -3,11 +3,15 @@ import numpy as np
 import pytest
 import torch
 
+from cmunext_nb.cam import seg_cam
+from cmunext_nb.cost import cost_table
 from cmunext_nb.data import load_dataset
+from cmunext_nb.features import feature_maps
 from cmunext_nb.layers import as_images, as_logits, deepest_layer, find_layer, layer_names, randomized, untouched, watch
 from cmunext_nb.model import create_model
 from cmunext_nb.phantom import make_phantom
 from cmunext_nb.predict import predict
+from cmunext_nb.receptive_field import effective_receptive_field
 
 
 def deeplab():
@@ -58,6 +62,33 @@ def test_every_layer_is_found_by_name_and_by_module(network):
     for name in layer_names(network):
         found, module = find_layer(network, name)
         assert found == name and find_layer(network, module)[1] is module
+
+
+def wrapped(kind):
+    "A small network in one of torch's wrappers. The compiled one has already run, frozen and without hooks: its code knows none."
+    torch.manual_seed(0)  # else, once in a while, every channel of the looked-at place is cut off
+    model = create_model("cmunext_s", dims=(4, 8, 8), depths=(1, 1, 1), kernel_sizes=(3, 3, 5)).eval().requires_grad_(False)
+    if kind != "compiled": return torch.nn.DataParallel(model) if kind == "several" else torch.optim.swa_utils.AveragedModel(model)
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad(): compiled(torch.zeros(1, 3, 64, 64))
+    compiled(torch.zeros(1, 3, 64, 64).clone(memory_format=torch.channels_last).requires_grad_())
+    return compiled
+
+
+@pytest.mark.parametrize("kind, word", [("several", "module."), ("averaged", "module."), ("compiled", "_orig_mod.")])
+def test_a_wrapper_changes_no_name(kind, word, images):
+    model = wrapped(kind)
+    inside = getattr(model, word[:-1])
+    assert layer_names(model) == layer_names(inside) and find_layer(model, inside.encoder[1]) == ("encoder.1", inside.encoder[1])
+    assert find_layer(model, word + "encoder.1") == find_layer(model, "encoder.1") == find_layer(inside, "encoder.1")
+    with pytest.raises(ValueError, match="Did you mean 'encoder"): find_layer(model, "encodr.1")
+    assert deepest_layer(model, as_images(model, images)[1]) == "encoder.2"
+    with untouched(inside), watch(model, word + "encoder.1") as seen: inside(as_images(model, images)[1])
+    assert list(seen) == [word + "encoder.1"]
+    for look in (lambda m: seg_cam(m, images[0], "encoder.1", (5, 5)).raw, lambda m: seg_cam(m, images[0], region=(5, 5)).raw, lambda m: feature_maps(m, images[0], "encoder.1").maps,
+                 lambda m: feature_maps(m, images[0]).maps, lambda m: effective_receptive_field(m, images[:1], "encoder.1")):
+        np.testing.assert_allclose(look(model), look(inside), rtol=1e-4, atol=1e-6)
+    assert cost_table(model, 64)[0] == cost_table(inside, 64)[0]
 
 
 def test_the_deepest_layer_has_a_map(network, images):
