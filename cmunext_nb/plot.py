@@ -7,7 +7,7 @@ __all__ = ['OKABE_ITO', 'COLORS', 'SIZES', 'rgb', 'house_style', 'as_picture', '
            'overlay', 'overlay_legend', 'show_predictions', 'show_grid', 'heat', 'show_curves', 'draw_u']
 
 # %% ../nbs/09_plot.ipynb #6e765a6f
-import re
+import re, threading
 from contextlib import contextmanager
 
 import numpy as np
@@ -47,13 +47,15 @@ def house_style():
         "lines.linewidth": 1.8, "legend.frameon": False, "legend.fontsize": 8, "image.cmap": "gray"})
 
 # %% ../nbs/09_plot.ipynb #09home02
+_DRAWING = threading.RLock()  # matplotlib's settings belong to the whole process, and a lab may draw from a thread
+
 @contextmanager
 def _at_home():
     "Draw in the house style, and leave matplotlib's settings as they were."
     import matplotlib
     import matplotlib.pyplot as plt
     plt.draw_if_interactive()  # of no figure: it only wakes the notebook's drawing, outside of the block
-    with matplotlib.rc_context():
+    with _DRAWING, matplotlib.rc_context():
         family, sans = (matplotlib.rcParams[k] for k in ("font.family", "font.sans-serif"))
         plt.style.use("default")  # or a dark style would shine through
         house_style()

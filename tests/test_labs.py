@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from cmunext_nb import labs
-from cmunext_nb.labs import Lab, button, choice, new_figure, png, slider, switch, upload
+from cmunext_nb.labs import Lab, _house, button, choice, new_figure, png, slider, switch, upload
+from cmunext_nb.plot import _at_home
 from cmunext_nb.train import _fused_on_cpu
 
 
@@ -373,3 +374,17 @@ def test_versions_of_what_is_no_ordinary_network():
     mixed = torch.nn.Sequential(torch.nn.Linear(2, 2).double(), torch.nn.Linear(2, 2).half())
     mixed.register_buffer("steps", torch.zeros(1, dtype=torch.long))
     assert len(labs._version(mixed)[2]) == 4 * 4
+
+
+def test_a_lab_and_a_picture_drawn_at_once_leave_the_settings():
+    before, doors = dict(matplotlib.rcParams), [(threading.Event(), threading.Event()) for _ in range(2)]
+    def draw(room, entered, leave):
+        with room(): entered.set(), leave.wait(10)
+    threads = [threading.Thread(target=draw, args=(room, *events)) for room, events in zip((_house, _at_home), doors)]
+    for thread, (entered, _) in zip(threads, doors):
+        thread.start()
+        entered.wait(0.5)  # the second waits until the first has left, and would otherwise take its settings for the user's
+    for thread, (_, leave) in zip(threads, doors):
+        leave.set()
+        thread.join(10)
+    assert dict(matplotlib.rcParams) == before

@@ -13,12 +13,11 @@ import ipywidgets as widgets
 import numpy as np
 import torch
 from traitlets import TraitError
-from ..plot import COLORS, as_mask, as_picture, house_style
+from ..plot import COLORS, _DRAWING, as_mask, as_picture, house_style
 from ..files import read_image
 from ..predict import _is_single
 
 # %% ../../nbs/39_labs.ipynb #35197c66
-_DRAWING = threading.RLock()  # matplotlib's settings belong to the whole process, and a lab may draw from a thread
 _STYLED = []  # filled while the look of the house is set: setting it takes longer than drawing a line
 
 @contextmanager
