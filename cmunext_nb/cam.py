@@ -18,7 +18,7 @@ from .files import read_mask
 from .layers import as_images, as_logits, deepest_layer, find_layer, randomized, untouched, watch, _map_sizes
 from .model import unknown_name
 from .predict import resize, _core, _picture, _target
-from .weights import _unwrapped
+from .weights import _first_weight, _unwrapped
 
 # %% ../nbs/21_gradcam.ipynb #4af15bac
 def grad_cam(
@@ -49,7 +49,8 @@ def _own_mask(mask, shape, what):
     return found
 
 def _of_class(mask, channel, count):
-    "Of an array or tensor with a mask for each class, (num_classes, H, W), that of class `channel`; anything else as it is. `count()` gives num_classes."
+    "Of masks for each class, a list or an array (num_classes, H, W), that of class `channel`; anything else as it is. `count()` gives num_classes."
+    if isinstance(mask, (list, tuple)) and len(mask) > 1 and len(mask) == count() and not isinstance(mask[0], (int, float, np.number)): return mask[channel]
     shape = tuple(mask.shape) if isinstance(mask, (np.ndarray, torch.Tensor)) else ()
     if len(shape) != 3 or 1 in (shape[0], shape[2]) or (classes := count()) == 1: return mask
     if shape[0] == classes: return mask[channel]
@@ -137,13 +138,11 @@ def show_cam(
     control: CAM = None, # the same question to another network, drawn beside it
 ): # matplotlib Figure
     "The image with the region, the map, and the control's map, each with the region's outline."
-    import matplotlib
     from matplotlib.figure import Figure
-    from cmunext_nb.plot import heat, house_style, show_image
+    from cmunext_nb.plot import _at_home, heat, show_image
     maps = [(f"{cam.method}, {cam.layer}", cam)] + ([] if control is None else [("random weights", control)])
     height, width = cam.map.shape
-    with matplotlib.rc_context():
-        house_style()
+    with _at_home():
         figure = Figure(figsize=(2.3 * len(maps) + 1.9, 0.35 + 1.8 * min(1.5, height / width)), layout="constrained")
         axes = figure.subplots(1, 1 + len(maps))
         show_image(_picture(cam), axes[0], cam.question)
@@ -220,8 +219,7 @@ class _Tensor(nn.Module):
         self.model = model
 
     def forward(self, x):
-        own = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), x.dtype)
-        return as_logits(self.model(x.to(own)))  # the library masks images in float32
+        return as_logits(self.model(x.to(_first_weight(self.model).dtype)))  # the library masks images in float32
 
 # %% ../nbs/21_gradcam.ipynb #af8141c6
 def _zeroing():
@@ -273,9 +271,8 @@ def seg_cam(
 ) -> CAM:
     "Which places of a layer speak for a region's logits, as a map of the image's size. Mode, weights and gradients are as before, also after an error."
     if method not in METHODS: raise unknown_name("method", method, METHODS)
-    if getattr(model, "is_ensemble", False): raise ValueError("An ensemble has a map for each of its networks: explain its members one by one.")
-    if any(p.is_inference() for p in model.parameters()): raise ValueError("This network was made under torch.inference_mode, so its weights know no gradients: build or load it outside of it.")
     model = _unwrapped(model)  # compiled code may pass over hooks
+    if getattr(model, "is_ensemble", False): raise ValueError("An ensemble has a map for each of its networks: explain its members one by one.")
     pixels, x = as_images(model, image)
     if len(pixels) != 1: raise ValueError(f"seg_cam explains one image; here are {len(pixels)}. Call it once for each.")
     if size is not None:
@@ -305,6 +302,7 @@ def rank_correlation(
     return float(a @ b / (np.sqrt((a @ a) * (b @ b)) or 1))
 
 # %% ../nbs/21_gradcam.ipynb #0f0516d6
+@torch.inference_mode(False)
 def control_cam(
     model: nn.Module, # the network that was explained
     image, # the image that was explained

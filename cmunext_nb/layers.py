@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from .model import unknown_name
 from .predict import network_channels, resize, _core, _items, _read, _target
-from .weights import _unwrapped, preprocess, to_channels
+from .weights import _first_weight, _unwrapped, preprocess, to_channels
 
 # %% ../nbs/19_layers.ipynb #da620749
 def layer_names(
@@ -52,6 +52,8 @@ def untouched(
 ):
     "Evaluation mode and frozen weights inside the block; modes, `requires_grad` and `.grad` are as before after it, also after an error."
     modes, weights = [(m, m.training) for m in model.modules()], [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    if not torch.is_inference_mode_enabled() and any(p.is_inference() for p, *_ in weights):
+        raise ValueError("This network was made under torch.inference_mode, so its weights know no gradients: build or load it outside of it.")
     try:
         for m, _ in modes: m.training = False
         for p, *_ in weights: p.requires_grad_(False)
@@ -112,9 +114,9 @@ def as_images(
         seen, pixels = [resize(p / 255, size) for p in pixels], [resize(p.float(), size).round().byte() for p in pixels]
     if len({p.shape for p in pixels}) > 1:
         raise ValueError(f"The images have different shapes, {', '.join(str(tuple(p.shape[1:])) for p in pixels[:3])}: give a size, and all are brought to it.")
-    pixels, weight = torch.cat(pixels), next(iter(model.parameters()), torch.zeros(()))
+    pixels, weight = torch.cat(pixels), _first_weight(model)
     x = preprocess(to_channels(torch.cat(seen), channels), getattr(_core(model), "preprocess", None) or "imagenet")
-    return pixels, x.to(weight.device, weight.dtype if weight.is_floating_point() else torch.float32)
+    return pixels, x.to(weight.device, weight.dtype)
 
 # %% ../nbs/19_layers.ipynb #2d18bfcf
 def _map_sizes(model, x):

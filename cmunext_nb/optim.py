@@ -8,6 +8,7 @@ __all__ = ['orthogonalise', 'matrix_weights', 'Muon']
 # %% ../nbs/14c_optimizer.ipynb #14c00003
 import torch
 from torch import nn
+from .weights import _config_of
 
 # %% ../nbs/14c_optimizer.ipynb #14c00014
 _A, _B, _C = 3.4445, -4.7750, 2.0315  # Keller Jordan's, and those of torch.optim.Muon
@@ -31,8 +32,7 @@ def orthogonalise(
 # %% ../nbs/14c_optimizer.ipynb #60d7e5d5
 def _ends(model, layers):
     "Weights of layers with as many inputs as the image has channels or as many outputs as there are classes, where no inner map has that number."
-    config = getattr(model, "config", None)
-    config = config if isinstance(config, dict) else {}
+    config = _config_of(model)
     colours, classes = config.get("in_channels"), config.get("num_classes")
     inputs, outputs = [m.weight.shape[1] * getattr(m, "groups", 1) for m in layers], [len(m.weight) for m in layers]
     return {m.weight for m, i, o in zip(layers, inputs, outputs) if i == colours and colours not in outputs or o == classes and classes not in inputs}

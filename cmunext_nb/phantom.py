@@ -475,4 +475,5 @@ def main(
 # %% ../nbs/10_phantom.ipynb #5a1f92e9
 if __name__ == "__main__" and "__file__" in globals():  # a notebook is "__main__" too, but has no file
     try: main()
+    except KeyboardInterrupt: raise SystemExit("interrupted")
     except (OSError, ValueError) as e: raise SystemExit(f"error: {e}")

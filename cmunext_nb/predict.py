@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from .files import read_image, read_mask, _turned
 from .metrics import mask_counts, reduce_counts
-from .weights import _channels_of, _unwrapped, atomic_write, preprocess as _preprocess, to_channels
+from .weights import _channels_of, _config_of, _unwrapped, atomic_write, preprocess as _preprocess, to_channels
 
 # %% ../nbs/16_predict.ipynb #37c1c66f
 def resize(images: torch.Tensor, # float (N, C, H, W)
@@ -136,7 +136,7 @@ class TTAWrapper(torch.nn.Module):
         super().__init__()
         views(tta)  # a wrong name is said here
         core = _core(model)
-        self.model, self.tta, self.config, self.preprocess = model, tta, getattr(core, "config", None), getattr(core, "preprocess", "imagenet")
+        self.model, self.tta, self.config, self.preprocess = model, tta, _config_of(core) or None, getattr(core, "preprocess", "imagenet")
 
     @property
     def trained_size(self): return getattr(_core(self.model), "trained_size", None)

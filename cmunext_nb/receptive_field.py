@@ -468,9 +468,9 @@ def show_field(
 ): # matplotlib axes
     "The box that a layer sees at one pixel: solid within the image, dashed beyond it; the small square is the pixel itself."
     import matplotlib.pyplot as plt
-    from cmunext_nb.plot import COLORS, show_image
+    from cmunext_nb.plot import COLORS, _alone, show_image
+    if ax is None: return _alone(show_field, (3.2, 3.2), field=field, image=image, color=color, label=label, margin=margin)
     (h, w), color = field.image_size, COLORS.get(color, color)
-    ax = ax or plt.subplots(figsize=(3.2, 3.2))[1]
     if image is not None: show_image(image, ax)
     elif not ax.images and not ax.patches: ax.add_patch(plt.Rectangle((-0.5, -0.5), w, h, color=COLORS["line"], lw=0))
     cell = [(p * s / m, p * s / m, (p + 1) * s / m, (p + 1) * s / m) for p, s, m in zip(field.pixel, field.image_size, field.map_size)]
@@ -489,12 +489,10 @@ def show_field(
 # %% ../nbs/20_receptive_field.ipynb #f4d6569f
 def _figure(field, image=None):
     "The field drawn over an image, with room for what lies outside."
-    import matplotlib
     from matplotlib.figure import Figure
-    from cmunext_nb.plot import house_style
+    from cmunext_nb.plot import _at_home
     over = max(max(-e / s, 0) if i < 2 else max(e / s - 1, 0) for i, (e, s) in enumerate(zip(field.unclipped, field.image_size * 2)))
-    with matplotlib.rc_context():
-        house_style()
+    with _at_home():
         figure = Figure(figsize=(3.2, 3.2), layout="constrained")
         show_field(field, image, figure.subplots(), margin=0.02 if math.isinf(over) else over + 0.02)
     return figure

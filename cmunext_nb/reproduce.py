@@ -55,7 +55,8 @@ def pack_dataset(
     splits=None, # which splits travel along; None: those that the set has
 ) -> Path:
     "Write a set and its splits as one compressed file that `load_packed` reads without running code."
-    parts = {str(s): load_dataset(name, root, split=s, size=size) for s in splits or _splits_of(name, root, size)}
+    size = int(size)
+    parts = {str(s): load_dataset(name, root, split=s, size=size) for s in (_splits_of(name, root, size) if splits is None else splits)}
     together = {n: (d, i) for pair in parts.values() for d in pair for i, n in enumerate(d.names)}
     images = torch.stack([d.images[i] for d, i in together.values()]).numpy()
     colour = np.flatnonzero((images != images[:, :1]).any((1, 2, 3)))
@@ -329,6 +330,7 @@ def _changes(pairs):
     for pair in pairs:
         field, sign, text = pair.partition("=")
         if not sign: raise ValueError(f"--set {pair}: expected FIELD=VALUE, as in ema=0.999")
+        if field in ("name", "epochs"): raise ValueError(f"--set {pair}: give it as --{'recipe' if field == 'name' else field}")
         try: found[field] = json.loads(text)
         except json.JSONDecodeError: found[field] = {"True": True, "False": False, "None": None}.get(text, text)  # Python's spelling; else a bare word is text
     return found

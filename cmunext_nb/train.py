@@ -7,7 +7,7 @@ __all__ = ['recipes', 'Recipe', 'get_recipe', 'learning_rate', 'pick_device', 'c
            'WeightAverage', 'evaluate', 'History', 'Run', 'start_run', 'get_batch', 'train_step', 'fit', 'main']
 
 # %% ../nbs/15_train.ipynb #f984a8f2
-import argparse, copy, hashlib, inspect, json, math, os, sys, threading, time, warnings, zlib
+import argparse, copy, hashlib, inspect, json, math, os, sys, time, warnings, zlib
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.util import find_spec
@@ -19,7 +19,7 @@ from torch import distributed as dist, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from .model import create_model, unknown_name
-from .weights import _channels_of, _config_of, _remedy, _unwrapped, _why_not_saved, atomic_write, preprocess, save_weights, to_channels
+from .weights import _channels_of, _config_of, _first_weight, _remedy, _unwrapped, _why_not_saved, atomic_write, preprocess, save_weights, to_channels
 from .files import _bars_move, _told_quiet
 from .augment import Augment, augment, augmentations
 from .loss import BCEDiceLoss
@@ -136,7 +136,8 @@ def pick_device(device=None, # torch.device or its name; None chooses
 ) -> torch.device:
     "The device to work on: the one asked for, else CUDA, else Apple's MPS, else the CPU. Of several GPUs the current one; under torchrun each process takes its own."
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(best if device is None else device)
+    try: device = torch.device(best if device is None else device)
+    except RuntimeError: raise ValueError(f"device={device!r} is none that torch knows: give 'cpu', 'cuda' or 'mps'") from None
     if device != torch.device("cuda"): return device
     here = torch.cuda.current_device() if best == "cuda" else 0
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", here)))
@@ -252,8 +253,7 @@ def _tensor(output):
 def _seen_at(model, x, size, layout):
     "Logits at the images' own size, of a network that sees them at `size` and in its own number format; on the way back probabilities are enlarged, within 14 of 0 as logits."
     from cmunext_nb.predict import resize  # of the next notebook, which explains it
-    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
-    logits = _tensor(model(resize(x, size).to(own).contiguous(memory_format=layout))).float()
+    logits = _tensor(model(resize(x, size).to(_first_weight(model).dtype).contiguous(memory_format=layout))).float()
     if tuple(size) == tuple(x.shape[-2:]): return logits
     if logits.shape[-2:] != tuple(size): raise ValueError(f"the network gives maps of {tuple(logits.shape[-2:])} for images of {tuple(size)}: expected logits of the images' size")
     if not torch.isfinite(logits).all(): raise ValueError("the logits hold NaN or infinite values")
@@ -273,11 +273,12 @@ def _count(model, data, device, dtype, loss_fn, batch_size, rank=0, world=1, siz
     "Counts (N, num_classes, 4) as `segmentation_counts` gives them, and the summed loss, of images seen at `size`; each process takes its share of them."
     counts = torch.zeros(len(data.images), data.masks.shape[1], 4, dtype=torch.int64)
     loss = torch.zeros((), dtype=torch.float64)
-    for index in torch.arange(len(data.images))[rank::world].split(batch_size):
-        x, masks = _as_input(model, data.images[index].to(device)), data.masks[index].to(device)
-        with _in_eval(model), _autocast(device, dtype): logits = _seen_at(model, x, size or x.shape[-2:], _layout(device))
-        counts[index] = torch.stack(segmentation_counts(logits, masks), -1).cpu()
-        loss += loss_fn(logits, masks.float()).cpu().double() * len(index)
+    with _in_eval(model):
+        for index in torch.arange(len(data.images))[rank::world].split(batch_size):
+            x, masks = _as_input(model, data.images[index].to(device)), data.masks[index].to(device)
+            with _autocast(device, dtype): logits = _seen_at(model, x, size or x.shape[-2:], _layout(device))
+            counts[index] = torch.stack(segmentation_counts(logits, masks), -1).cpu()
+            loss += loss_fn(logits, masks.float()).cpu().double() * len(index)
     if world > 1: counts, loss = _summed(counts, device), _summed(loss, device)
     return counts, loss.item()
 
@@ -354,12 +355,9 @@ def _table(history, columns=("epoch", "loss", "iou", "f1", "iou_pooled", "f1_poo
 # %% ../nbs/15_train.ipynb #5d942188
 def _curves(rows):
     "Loss on the left, scores on the right, over epochs."
-    import matplotlib
     from matplotlib.figure import Figure
-    from cmunext_nb.plot import house_style, show_curves
-    ours = threading.current_thread() is threading.main_thread()  # the settings belong to the whole process: a thread leaves them as they are
-    with matplotlib.rc_context() if ours else nullcontext():
-        if ours: house_style()
+    from cmunext_nb.plot import _at_home, show_curves
+    with _at_home():
         scored = [r for r in rows if "iou" in r]
         figure = Figure(figsize=(7 if scored else 3.5, 2.4), layout="constrained")
         axes = figure.subplots(1, 2 if scored else 1, squeeze=False)[0]
@@ -540,6 +538,7 @@ def start_run(
 ) -> Run:
     "Check everything and set up a training, without a first step."
     recipe, device = get_recipe(recipe), pick_device(device)
+    if device.type == "cuda" and not torch.cuda.is_available(): raise ValueError(f"device={str(device)!r}: torch finds no NVIDIA GPU here; use 'cpu'")
     rank, world = _join(device)
     if recipe.batch_size % world: raise ValueError(f"batch_size={recipe.batch_size} cannot be shared by {world} processes")
     train, valid = _as_data(train, "training"), None if valid is None else _as_data(valid, "validation")

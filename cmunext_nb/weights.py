@@ -130,6 +130,10 @@ def _channels_of(model):
     likely = [n for n in taken if n in (1, 3)] if taken and taken[0] in given else []
     return _config_of(model).get("in_channels") or (likely + taken + [3])[0]
 
+def _first_weight(model):
+    "The first weight with a fraction, for its device and number format; an empty float32 where there is none."
+    return next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+
 # %% ../nbs/07_weights.ipynb #2b6c94e8
 def _classes(config):
     "The classes that a `config` names, and the usual ones of CMUNeXt for the others: argument -> name, without addresses in memory."

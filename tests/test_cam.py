@@ -428,7 +428,7 @@ def test_of_a_mask_for_each_class_the_explained_one_is_taken(kind):
     stack[2] = spot()
     stack[1, 5:9, 5:9] = 255
     for k in (1, 2):
-        for options in (dict(region="true", mask=kind(stack)), dict(region=kind(stack))):
+        for options in (dict(region="true", mask=kind(stack)), dict(region=kind(stack)), dict(region="true", mask=list(kind(stack))), dict(region=list(kind(stack)))):
             assert np.array_equal(seg_cam(answer(3), picture(), "body.0", channel=k, **options).region, stack[k] > 0)
     with pytest.raises(ValueError, match="true mask has no pixel"): seg_cam(answer(3), picture(), "body.0", region="true", mask=kind(stack))
 
@@ -453,6 +453,7 @@ def test_inside_inference_mode():
     with torch.inference_mode():
         for given in (image, torch.from_numpy(image.copy())[None]): assert np.array_equal(seg_cam(model, given, region=spot()).map, wanted)
         assert torch.is_inference_mode_enabled()
+        control_cam(model, image, seg_cam(model, image, region=spot()))
         inside = create_model("cmunext_s", **TINY)
         with pytest.raises(ValueError, match="made under torch.inference_mode"): seg_cam(inside, image, region=spot())
     with pytest.raises(ValueError, match="made under torch.inference_mode"): seg_cam(inside, image, region=spot())

@@ -221,7 +221,8 @@ def test_the_benchmark_sees_as_evaluate_does(tmp_path, monkeypatch):
 
 def test_a_map_is_of_one_network(pair, scan):
     from cmunext_nb import seg_cam
-    with pytest.raises(ValueError, match="its members one by one"): seg_cam(Ensemble(pair), scan)
+    for several in (Ensemble(pair), torch.optim.swa_utils.AveragedModel(Ensemble(pair))):
+        with pytest.raises(ValueError, match="its members one by one"): seg_cam(several, scan)
 
 
 def test_views_are_not_exported(pair):

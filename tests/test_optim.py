@@ -274,3 +274,9 @@ def test_the_fused_step_is_the_plain_one(name, monkeypatch):
             q.grad = p.grad.clone()
         one.step(), two.step()
     for (n, p), q in zip(fused.named_parameters(), plain.parameters()): torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6, msg=lambda m: f"{n}: {m}")
+
+
+def test_the_ends_of_a_network_are_known_inside_a_wrapper_too():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1))  # the head stands second
+    net.config = dict(in_channels=3, num_classes=2)
+    assert len(matrix_weights(net)) == len(matrix_weights(torch.optim.swa_utils.AveragedModel(net))) == len(matrix_weights(nn.DataParallel(net)))

@@ -311,6 +311,8 @@ def test_effective_field_inside_inference_mode():
     wanted = effective_receptive_field(model, images)
     with torch.inference_mode():
         for given in (images, images.clone()): torch.testing.assert_close(effective_receptive_field(model, given), wanted)
+        inside = create_model("cmunext_s", dims=(4,) * 5)
+    with pytest.raises(ValueError, match="made under torch.inference_mode"): effective_receptive_field(inside, images)
 
 
 def test_area_ratios_of_known_maps():

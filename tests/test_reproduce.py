@@ -230,6 +230,15 @@ def test_a_setting_without_a_value_is_said(packed, tmp_path, pair):
     with pytest.raises(ValueError, match="FIELD=VALUE"): main(["--data", str(packed), "--set", pair])
 
 
+@pytest.mark.parametrize("pair, words", [("epochs=3", "give it as --epochs"), ("name=fast", "give it as --recipe")])
+def test_fields_that_have_an_option_of_their_own(packed, pair, words):
+    with pytest.raises(ValueError, match=words): main(["--data", str(packed), "--set", pair])
+
+
+def test_a_size_of_numpy_can_be_packed(tmp_path):
+    assert load_packed(pack_dataset("phantom", tmp_path / "p.npz", size=np.int64(32)))[0].images.shape[-1] == 32
+
+
 def test_a_damaged_line_is_named(tmp_path):
     (tmp_path / "lines.jsonl").write_text(json.dumps(line()) + "\n{\"name\": ")
     with pytest.raises(ValueError, match="line 2 of .*delete it"): load_results(tmp_path / "lines.jsonl")

@@ -730,6 +730,12 @@ def test_several_looks_and_several_networks_are_trained_together(wrapped):
 
 # Which GPU
 
+@pytest.mark.parametrize("device, words", [("banana", "'banana' is none that torch knows"), ("cuda", "no NVIDIA GPU here"), ("cuda:1", "no NVIDIA GPU here")])
+def test_a_device_that_is_not_there(monkeypatch, device, words):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=words): fit(tiny(), blobs(), device=device, progress=False)
+
+
 def test_of_several_gpus_the_current_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)

@@ -13,10 +13,10 @@ import ipywidgets as widgets
 import numpy as np
 import torch
 from ..augment import augmentations
-from . import Lab, _said, button, choice, new_figure, slider
+from . import Lab, _house, _said, button, choice, new_figure, slider
 from ..model import create_model, list_models
 from ..phantom import make_phantom
-from ..plot import COLORS, house_style, overlay, overlay_legend
+from ..plot import COLORS, overlay, overlay_legend
 from ..predict import predict, resize
 from ..train import History, fit, get_recipe, learning_rate, recipes, _as_data, _resized, _scale
 from ..weights import save_weights
@@ -542,14 +542,11 @@ TrainingLab._view = _view
 # %% ../../nbs/43_training_lab.ipynb #85ab0930
 def _lab_draw(self, figure, **state):
     "The seven panels in an empty figure."
-    with self._pen: self._styled(lambda: _fill(_build(figure), self._view(**state)))
+    with _house(), self._pen: _fill(_build(figure), self._view(**state))
 
 def _styled(self, action):
-    "Make artists in the look of the house, in the main thread."
-    import matplotlib
-    with matplotlib.rc_context():
-        house_style()
-        return action()
+    "Make artists in the look of the house."
+    with _house(): return action()
 
 def _in_the_lab(error):
     "An error as a sentence; what `fit` advises, in the words of the buttons."
