@@ -7,7 +7,7 @@ __all__ = ['recipes', 'Recipe', 'get_recipe', 'learning_rate', 'pick_device', 'c
            'WeightAverage', 'evaluate', 'History', 'Run', 'start_run', 'get_batch', 'train_step', 'fit', 'main']
 
 # %% ../nbs/15_train.ipynb #f984a8f2
-import argparse, copy, hashlib, inspect, json, math, os, sys, time, warnings, zlib
+import argparse, copy, hashlib, inspect, json, math, os, sys, threading, time, warnings, zlib
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.util import find_spec
@@ -357,7 +357,8 @@ def _curves(rows):
     "Loss on the left, scores on the right, over epochs."
     from matplotlib.figure import Figure
     from cmunext_nb.plot import _at_home, show_curves
-    with _at_home():
+    ours = threading.current_thread() is threading.main_thread()  # the settings belong to the whole process: a thread leaves them as they are
+    with _at_home() if ours else nullcontext():
         scored = [r for r in rows if "iou" in r]
         figure = Figure(figsize=(7 if scored else 3.5, 2.4), layout="constrained")
         axes = figure.subplots(1, 2 if scored else 1, squeeze=False)[0]

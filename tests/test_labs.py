@@ -20,7 +20,7 @@ from cmunext_nb.model import create_model
 from cmunext_nb.phantom import make_phantom
 from cmunext_nb.plot import _at_home
 from cmunext_nb.receptive_field import receptive_field
-from cmunext_nb.train import History, _fused_on_cpu
+from cmunext_nb.train import _fused_on_cpu
 
 
 class Square(Lab):
@@ -381,12 +381,11 @@ def test_versions_of_what_is_no_ordinary_network():
     assert len(labs._version(mixed)[2]) == 4 * 4
 
 
-@pytest.mark.parametrize("drawn", ["receptive field", "heat-map", "training", "lab of training"])
+@pytest.mark.parametrize("drawn", ["receptive field", "heat-map", "lab of training"])
 def test_every_picture_of_the_house_waits_for_its_turn(drawn):
     net = create_model("cmunext_s", dims=(4,) * 5)
     if drawn == "receptive field": draw = receptive_field(net, "encoder.4", 64).figure
     elif drawn == "heat-map": draw = seg_cam(net, np.zeros((64, 64), np.uint8), region=(9, 9)).figure
-    elif drawn == "training": draw = History([dict(epoch=1, loss=1.0, valid_loss=1.0, iou=0.5, f1=0.6)]).figure
     else: draw = TrainingLab(make_phantom(4, size=32), epochs=1).figure
     thread = threading.Thread(target=draw)
     with _at_home():
